@@ -1,0 +1,118 @@
+package controller
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
+	"k8s.io/client-go/tools/cache"
+)
+
+// ErrStaleView says that the shared view does not show this controller's own
+// writes yet, so that nothing may be decided from it.
+var ErrStaleView = errors.New("the shared view does not show own writes yet")
+
+// LedgerTimeout bounds how long a write is waited for that never shows up in
+// the view. Upstream's expectations time out after the same 5 minutes.
+const LedgerTimeout = 5 * time.Minute
+
+// Ledger remembers which objects of one kind a controller created and deleted,
+// until the view shows it. A controller that counts objects must not count
+// again before: it would create or delete too many.
+//
+// It replaces upstream's counters of expected events. Those depend on every
+// event being delivered once and attributed rightly; a ledger only compares
+// states: a created object is shown when the view holds it, or when the view
+// has passed the resource version of its creation (then it came and went); a
+// deleted object is shown when the view has it no longer, has another of that
+// name, or shows it terminating. It is safe for concurrent use.
+type Ledger struct {
+	view Store
+	mu   sync.Mutex
+	// writes holds, by key of the controller, the writes not shown yet. Guarded by mu.
+	writes map[string]map[types.UID]write
+}
+
+// Store is the part of a cache.Indexer that a Ledger reads.
+type Store interface {
+	GetByKey(key string) (any, bool, error)
+	LastStoreSyncResourceVersion() string
+}
+
+type write struct {
+	object  string // namespace/name
+	version string // of the creation; empty for a deletion
+	at      time.Time
+}
+
+// NewLedger returns an empty ledger for objects of the kind that view holds.
+func NewLedger(view Store) *Ledger {
+	return &Ledger{view: view, writes: map[string]map[types.UID]write{}}
+}
+
+// Created records that the worker of key created obj, as the API returned it.
+func (l *Ledger) Created(key string, obj metav1.Object, now time.Time) {
+	l.add(key, obj, obj.GetResourceVersion(), now)
+}
+
+// Deleted records that the worker of key asked for the deletion of obj.
+func (l *Ledger) Deleted(key string, obj metav1.Object, now time.Time) { l.add(key, obj, "", now) }
+
+func (l *Ledger) add(key string, obj metav1.Object, version string, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.writes[key] == nil {
+		l.writes[key] = map[types.UID]write{}
+	}
+	l.writes[key][obj.GetUID()] = write{
+		object:  cache.MetaObjectToName(obj).String(),
+		version: version,
+		at:      now,
+	}
+}
+
+// Pending returns how many writes of key the view does not show yet, and
+// forgets those that it shows.
+func (l *Ledger) Pending(key string, now time.Time) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := l.writes[key]
+	for uid, w := range m {
+		if now.Sub(w.at) >= LedgerTimeout || l.shown(uid, w) {
+			delete(m, uid)
+		}
+	}
+	if len(m) == 0 {
+		delete(l.writes, key)
+	}
+	return len(m)
+}
+
+// Forget drops what is known of key, whose object is gone.
+func (l *Ledger) Forget(key string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.writes, key)
+}
+
+func (l *Ledger) shown(uid types.UID, w write) bool {
+	var held metav1.Object
+	if obj, ok, err := l.view.GetByKey(w.object); err == nil && ok {
+		held, _ = obj.(metav1.Object)
+	}
+	if w.version == "" {
+		return held == nil || held.GetUID() != uid || held.GetDeletionTimestamp() != nil
+	}
+	if held != nil && held.GetUID() == uid {
+		return true
+	}
+	at := l.view.LastStoreSyncResourceVersion()
+	if at == "" {
+		return false
+	}
+	cmp, err := resourceversion.CompareResourceVersion(at, w.version)
+	return err == nil && cmp >= 0
+}

@@ -1,0 +1,114 @@
+package controller
+
+import (
+	"errors"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+)
+
+// NewFactory returns the shared view over client: one decoded copy of each kind
+// that somebody asked for, without managed fields, which no controller reads
+// and which are often half of an object. It is not started; a factory serves
+// one leadership.
+func NewFactory(client kubernetes.Interface) informers.SharedInformerFactory {
+	return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(stripManagedFields))
+}
+
+func stripManagedFields(obj any) (any, error) {
+	if acc, err := meta.Accessor(obj); err == nil && acc.GetManagedFields() != nil {
+		acc.SetManagedFields(nil)
+	}
+	return obj, nil
+}
+
+// Names of the indexes that controllers share.
+const (
+	// IndexController finds objects by the uid of their controller, and those
+	// without one by OrphanKey of their namespace.
+	IndexController = "skein/controller"
+	// IndexNode finds pods by the name of the node that they are bound to; ""
+	// finds those that are not bound.
+	IndexNode = "skein/node"
+)
+
+// OrphanKey is the key in IndexController of a namespace's objects that have no controller.
+func OrphanKey(namespace string) string { return "orphan/" + namespace }
+
+// EnsureIndexes adds the named shared indexes to informer where they are
+// missing. Only New of a controller may call it, one at a time.
+func EnsureIndexes(informer cache.SharedIndexInformer, names ...string) error {
+	have := informer.GetIndexer().GetIndexers()
+	add := cache.Indexers{}
+	for _, name := range names {
+		if _, ok := have[name]; ok {
+			continue
+		}
+		switch name {
+		case IndexController:
+			add[name] = indexByController
+		case IndexNode:
+			add[name] = indexByNode
+		default:
+			return fmt.Errorf("controller: no index of the name %q", name)
+		}
+	}
+	if len(add) == 0 {
+		return nil
+	}
+	if err := informer.AddIndexers(add); err != nil {
+		return fmt.Errorf("controller: add indexes to the shared view: %w", err)
+	}
+	return nil
+}
+
+func indexByController(obj any) ([]string, error) {
+	acc, err := meta.Accessor(obj)
+	if err != nil {
+		return nil, err
+	}
+	if ref := metav1.GetControllerOfNoCopy(acc); ref != nil {
+		return []string{string(ref.UID)}, nil
+	}
+	return []string{OrphanKey(acc.GetNamespace())}, nil
+}
+
+func indexByNode(obj any) ([]string, error) {
+	pod, ok := obj.(*corev1.Pod)
+	if !ok {
+		return nil, errors.New("controller: the index by node is for pods only")
+	}
+	return []string{pod.Spec.NodeName}, nil
+}
+
+// ByIndex returns what index has under any of keys.
+func ByIndex[T any](indexer cache.Indexer, index string, keys ...string) ([]T, error) {
+	var out []T
+	for _, key := range keys {
+		objs, err := indexer.ByIndex(index, key)
+		if err != nil {
+			return nil, fmt.Errorf("controller: look up %s=%s in the shared view: %w", index, key, err)
+		}
+		for _, obj := range objs {
+			if t, ok := obj.(T); ok {
+				out = append(out, t)
+			}
+		}
+	}
+	return out, nil
+}
+
+// Controlled returns the objects that the owner with that uid controls and the
+// namespace's objects that nobody controls: all that PlanClaims needs to see.
+func Controlled[T any](indexer cache.Indexer, namespace string, owner types.UID) ([]T, error) {
+	return ByIndex[T](indexer, IndexController, string(owner), OrphanKey(namespace))
+}
+
+// Key is the queue key of a namespaced object: namespace/name.
+func Key(obj metav1.Object) string { return cache.MetaObjectToName(obj).String() }
