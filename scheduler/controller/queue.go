@@ -63,6 +63,9 @@ func (q *Queue[K]) Len() int { return q.wq.Len() }
 // Retries is how often in a row the sync of key has failed.
 func (q *Queue[K]) Retries(key K) int { return q.wq.NumRequeues(key) }
 
+// Stop ends a queue that Run never ran; Run does it by itself.
+func (q *Queue[K]) Stop() { q.wq.ShutDown() }
+
 // Watch is a kind of the view and who is told about its changes.
 type Watch struct {
 	Informer cache.SharedIndexInformer

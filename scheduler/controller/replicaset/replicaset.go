@@ -1,0 +1,331 @@
+// Package replicaset keeps as many pods alive as each ReplicaSet asks for.
+//
+// Inputs: ReplicaSets, Pods. Outputs: creates and deletes Pods; sets and clears
+// the controller reference of Pods that its selector matches or no longer
+// matches; ReplicaSet status; events SuccessfulCreate, FailedCreate,
+// SuccessfulDelete and FailedDelete on the ReplicaSet.
+//
+// It never acts on a view that does not show its own creations and deletions
+// yet (controller.Ledger), so it neither overshoots nor deletes twice. What to
+// do is decided by plan and newStatus, which are pure.
+package replicaset
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	appslisters "k8s.io/client-go/listers/apps/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/workqueue"
+
+	"skein.io/skein/scheduler/controller"
+)
+
+const (
+	name    = "replicaset"
+	workers = 4
+	// burst bounds how many pods one sync creates or deletes; the rest follows in
+	// the next sync. Upstream's BurstReplicas.
+	burst = 500
+	// parallel bounds the requests of one sync that are under way at once.
+	parallel = 16
+	// lagRecheck is when a sync that found the view behind looks again, if no
+	// event woke it before.
+	lagRecheck = time.Second
+)
+
+var kind = appsv1.SchemeGroupVersion.WithKind("ReplicaSet")
+
+type replicaSets struct {
+	controller.Deps
+	queue   *controller.Queue[string]
+	rsInf   cache.SharedIndexInformer
+	podInf  cache.SharedIndexInformer
+	sets    appslisters.ReplicaSetLister
+	ledger  *controller.Ledger
+	events  record.EventRecorder
+	initErr error
+}
+
+// New returns the ReplicaSet controller.
+func New(deps controller.Deps) controller.Controller {
+	deps = deps.WithDefaults()
+	sets, pods := deps.Factory.Apps().V1().ReplicaSets(), deps.Factory.Core().V1().Pods()
+	c := &replicaSets{
+		Deps:   deps,
+		queue:  controller.NewQueue[string](name, deps.Clock),
+		rsInf:  sets.Informer(),
+		podInf: pods.Informer(),
+		sets:   sets.Lister(),
+		ledger: controller.NewLedger(pods.Informer().GetIndexer()),
+		events: deps.Recorder("replicaset-controller"),
+	}
+	c.initErr = controller.EnsureIndexes(c.rsInf, controller.IndexController)
+	if c.initErr == nil {
+		c.initErr = controller.EnsureIndexes(c.podInf, controller.IndexController)
+	}
+	return c
+}
+
+func (c *replicaSets) Name() string { return name }
+
+func (c *replicaSets) Run(ctx context.Context) error {
+	if c.initErr != nil {
+		return c.initErr
+	}
+	return controller.Run(ctx, controller.Work[string]{
+		Queue:   c.queue,
+		Workers: workers,
+		Watches: []controller.Watch{
+			controller.On(c.rsInf, c.setChanged),
+			controller.On(c.podInf, c.podChanged),
+		},
+		Sync:   c.sync,
+		Logger: c.Logger,
+	})
+}
+
+func (c *replicaSets) setChanged(old, cur *appsv1.ReplicaSet) {
+	if cur == nil {
+		cur = old
+	}
+	c.queue.Add(controller.Key(cur))
+}
+
+// podChanged wakes the ReplicaSet that controls or controlled the pod, and for
+// a pod that nobody controls those that may adopt it.
+func (c *replicaSets) podChanged(old, cur *corev1.Pod) {
+	for _, pod := range []*corev1.Pod{old, cur} {
+		if pod == nil {
+			continue
+		}
+		if ref := metav1.GetControllerOfNoCopy(pod); ref != nil {
+			if rs := c.controlling(pod.Namespace, ref); rs != nil {
+				c.queue.Add(controller.Key(rs))
+			}
+		}
+	}
+	if cur == nil || cur.DeletionTimestamp != nil || metav1.GetControllerOfNoCopy(cur) != nil {
+		return
+	}
+	if old != nil && metav1.GetControllerOfNoCopy(old) == nil && equality.Semantic.DeepEqual(old.Labels, cur.Labels) {
+		return // an orphan that matches nothing new
+	}
+	sets, err := c.sets.ReplicaSets(cur.Namespace).List(labels.Everything())
+	if err != nil {
+		return // a lister of a cache has no errors
+	}
+	for _, rs := range sets {
+		if sel, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector); err == nil && !sel.Empty() && sel.Matches(labels.Set(cur.Labels)) {
+			c.queue.Add(controller.Key(rs))
+		}
+	}
+}
+
+func (c *replicaSets) controlling(namespace string, ref *metav1.OwnerReference) *appsv1.ReplicaSet {
+	if ref.Kind != kind.Kind {
+		return nil
+	}
+	rs, err := c.sets.ReplicaSets(namespace).Get(ref.Name)
+	if err != nil || rs.UID != ref.UID {
+		return nil
+	}
+	return rs
+}
+
+func (c *replicaSets) sync(ctx context.Context, key string) error {
+	ns, setName, err := cache.SplitMetaNamespaceKey(key)
+	if err != nil {
+		return err
+	}
+	rs, err := c.sets.ReplicaSets(ns).Get(setName)
+	if apierrors.IsNotFound(err) {
+		c.ledger.Forget(key)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	selector, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector)
+	if err != nil {
+		// Validation refuses such a selector; nothing to do until it changes.
+		c.Logger.Error("selector of a ReplicaSet cannot be read", "replicaset", key, "err", err)
+		return nil
+	}
+	all, err := controller.Controlled[*corev1.Pod](c.podInf.GetIndexer(), rs.Namespace, rs.UID)
+	if err != nil {
+		return err
+	}
+	active, err := c.claim(ctx, rs, selector, filter(all, controller.PodActive))
+	if err != nil {
+		return err
+	}
+	terminating := controller.PlanClaims(rs, selector, filter(all, controller.PodTerminating)).Owned
+
+	var manageErr error
+	pending := c.ledger.Pending(key, c.Clock.Now())
+	if pending > 0 {
+		c.queue.AddAfter(key, lagRecheck)
+	} else if rs.DeletionTimestamp == nil {
+		manageErr = c.manage(ctx, key, rs, active)
+	}
+	now := c.Clock.Now()
+	if err := c.updateStatus(ctx, rs, newStatus(rs, active, terminating, manageErr, now)); err != nil {
+		return err
+	}
+	if manageErr != nil {
+		return manageErr
+	}
+	if wait := nextAvailable(active, rs.Spec.MinReadySeconds, now); wait > 0 {
+		c.queue.AddAfter(key, wait)
+	}
+	return nil
+}
+
+func (c *replicaSets) claim(ctx context.Context, rs *appsv1.ReplicaSet, selector labels.Selector, pods []*corev1.Pod) ([]*corev1.Pod, error) {
+	return controller.Claim(ctx, rs, controller.PlanClaims(rs, selector, pods), controller.Claimer{
+		Kind: kind,
+		Fresh: func(ctx context.Context) (metav1.Object, error) {
+			return c.Client.AppsV1().ReplicaSets(rs.Namespace).Get(ctx, rs.Name, metav1.GetOptions{})
+		},
+		Patch: func(ctx context.Context, pod string, patch []byte) error {
+			_, err := c.Client.CoreV1().Pods(rs.Namespace).Patch(ctx, pod, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
+			return err
+		},
+	})
+}
+
+// manage creates or deletes pods until there are as many as asked for.
+func (c *replicaSets) manage(ctx context.Context, key string, rs *appsv1.ReplicaSet, active []*corev1.Pod) error {
+	var siblings []*corev1.Pod
+	if len(active) > int(*rs.Spec.Replicas) {
+		var err error
+		if siblings, err = c.siblings(rs); err != nil {
+			return err
+		}
+	}
+	todo := plan(rs, active, siblings, c.Clock.Now())
+	if todo.create > 0 {
+		return c.create(ctx, key, rs, todo.create)
+	}
+	return c.remove(ctx, key, rs, todo.remove)
+}
+
+// siblings returns the pods of all ReplicaSets of rs's own controller, rs's
+// included: during a rollout, pods that share a node with such go first.
+func (c *replicaSets) siblings(rs *appsv1.ReplicaSet) ([]*corev1.Pod, error) {
+	ref := metav1.GetControllerOfNoCopy(rs)
+	if ref == nil {
+		return nil, nil
+	}
+	sets, err := controller.ByIndex[*appsv1.ReplicaSet](c.rsInf.GetIndexer(), controller.IndexController, string(ref.UID))
+	if err != nil {
+		return nil, err
+	}
+	var uids []string
+	for _, s := range sets {
+		uids = append(uids, string(s.UID))
+	}
+	return controller.ByIndex[*corev1.Pod](c.podInf.GetIndexer(), controller.IndexController, uids...)
+}
+
+// create makes n pods in batches that double as long as all of one succeed:
+// where every creation is refused, a large ReplicaSet must not ask a thousand times.
+func (c *replicaSets) create(ctx context.Context, key string, rs *appsv1.ReplicaSet, n int) error {
+	pod := podFor(rs)
+	for batch := 1; n > 0; batch *= 2 {
+		size := min(batch, n)
+		errs := make([]error, size)
+		workqueue.ParallelizeUntil(ctx, min(size, parallel), size, func(i int) {
+			errs[i] = c.createOne(ctx, key, rs, pod)
+		})
+		if err := first(errs); err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n -= size
+	}
+	return nil
+}
+
+func (c *replicaSets) createOne(ctx context.Context, key string, rs *appsv1.ReplicaSet, pod *corev1.Pod) error {
+	made, err := c.Client.CoreV1().Pods(rs.Namespace).Create(ctx, pod, metav1.CreateOptions{})
+	switch {
+	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
+		return nil // whatever is tried here fails, and soon this set is gone as well
+	case err != nil:
+		c.events.Eventf(rs, corev1.EventTypeWarning, "FailedCreate", "Error creating: %v", err)
+		return err
+	}
+	c.ledger.Created(key, made, c.Clock.Now())
+	c.events.Eventf(rs, corev1.EventTypeNormal, "SuccessfulCreate", "Created pod: %v", made.Name)
+	return nil
+}
+
+func (c *replicaSets) remove(ctx context.Context, key string, rs *appsv1.ReplicaSet, pods []*corev1.Pod) error {
+	errs := make([]error, len(pods))
+	workqueue.ParallelizeUntil(ctx, min(len(pods), parallel), len(pods), func(i int) {
+		pod := pods[i]
+		err := c.Client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{
+			Preconditions: metav1.NewUIDPreconditions(string(pod.UID)),
+		})
+		switch {
+		case err == nil:
+			c.ledger.Deleted(key, pod, c.Clock.Now())
+			c.events.Eventf(rs, corev1.EventTypeNormal, "SuccessfulDelete", "Deleted pod: %v", pod.Name)
+		case apierrors.IsNotFound(err):
+			// Gone already; wait until the view shows that too.
+			c.ledger.Deleted(key, pod, c.Clock.Now())
+		default:
+			c.events.Eventf(rs, corev1.EventTypeWarning, "FailedDelete", "Error deleting: %v", err)
+			errs[i] = fmt.Errorf("unable to delete pods: %w", err)
+		}
+	})
+	return first(errs)
+}
+
+func (c *replicaSets) updateStatus(ctx context.Context, rs *appsv1.ReplicaSet, status appsv1.ReplicaSetStatus) error {
+	if equality.Semantic.DeepEqual(rs.Status, status) {
+		return nil
+	}
+	upd := rs.DeepCopy()
+	upd.Status = status
+	_, err := c.Client.AppsV1().ReplicaSets(rs.Namespace).UpdateStatus(ctx, upd, metav1.UpdateOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("update status of ReplicaSet %s/%s: %w", rs.Namespace, rs.Name, err)
+	}
+	return nil
+}
+
+func filter(pods []*corev1.Pod, keep func(*corev1.Pod) bool) []*corev1.Pod {
+	var out []*corev1.Pod
+	for _, p := range pods {
+		if keep(p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func first(errs []error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
