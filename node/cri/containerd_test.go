@@ -1,0 +1,144 @@
+package cri_test
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"skein.io/skein/node/cri"
+	"skein.io/skein/node/cri/image"
+)
+
+func TestRunPod(t *testing.T) {
+	cfg := newConfig(t)
+	began := time.Now()
+	c, _ := start(t, cfg)
+	ready(t, c)
+	t.Logf("start to ready: %v", time.Since(began).Round(time.Millisecond))
+	importWork(t, c)
+	rt := dial(t, c)
+	imgs, err := rt.Images.ListImages(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pinned := map[string]bool{}
+	for _, i := range imgs {
+		for _, tag := range i.RepoTags {
+			pinned[tag] = i.Pinned
+		}
+	}
+	if !pinned[image.PauseName] || pinned[workName] || len(pinned) != 2 {
+		t.Errorf("images and whether pinned: %v", pinned)
+	}
+	began = time.Now()
+	p := runPod(t, rt, cfg, "a", "exit", "7")
+	t.Logf("pod start: %v", time.Since(began).Round(time.Millisecond))
+	defer p.remove(t, rt)
+	if st := p.status(t, rt); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Fatalf("state %v", st)
+	}
+	p.fire(t)
+	waitFor(t, "the container to end", func() bool { return p.status(t, rt).State == runtimeapi.ContainerState_CONTAINER_EXITED })
+	if st := p.status(t, rt); st.ExitCode != 7 || st.Reason != "Error" {
+		t.Errorf("exit code %d, reason %s", st.ExitCode, st.Reason)
+	}
+}
+
+// daemon starts a process that only supervises, and gives back how to kill it.
+func daemon(t *testing.T, cfg cri.Config) (kill func()) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", "supervise", cfg.Dir, cfg.CgroupRoot)
+	cmd.Env = append(os.Environ(), "SKEIN_CRI_TEST_HELPER="+cfg.Helper)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	dead := false
+	kill = func() {
+		if !dead {
+			dead = true
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	}
+	t.Cleanup(kill)
+	return kill
+}
+
+func pidOf(t *testing.T, c *cri.Containerd) int {
+	t.Helper()
+	st, _ := c.State()
+	if st.Pid == 0 {
+		t.Fatalf("no containerd: %+v", st)
+	}
+	return st.Pid
+}
+
+func kill9(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRestartsAtOnce(t *testing.T) {
+	c, _ := start(t, newConfig(t))
+	ready(t, c)
+	first := pidOf(t, c)
+	began := time.Now()
+	kill9(t, first)
+	waitFor(t, "another process", func() bool { st, _ := c.State(); return st.Pid != first && st.Ready })
+	t.Logf("killed to ready again: %v", time.Since(began).Round(time.Millisecond))
+	if st, _ := c.State(); st.Restarts != 1 || st.Err != nil || st.Adopted {
+		t.Errorf("state %+v", st)
+	}
+}
+
+func TestStaysAndIsAdopted(t *testing.T) {
+	cfg := newConfig(t)
+	c, stop := start(t, cfg)
+	ready(t, c)
+	first := pidOf(t, c)
+	stop()
+	if err := syscall.Kill(first, 0); err != nil {
+		t.Fatalf("containerd ended with the supervisor: %v", err)
+	}
+	c2, stop2 := start(t, cfg)
+	ready(t, c2)
+	if st, _ := c2.State(); st.Pid != first || !st.Adopted {
+		t.Errorf("not adopted: %+v, want process %d", st, first)
+	}
+	// An adopted one is supervised as well, though it is no child.
+	kill9(t, first)
+	waitFor(t, "another process", func() bool { st, _ := c2.State(); return st.Pid != first && st.Ready })
+	stop2()
+
+	// Another configuration: replaced.
+	second := pidOf(t, c2)
+	cfg.LogLevel = "debug"
+	c3, _ := start(t, cfg)
+	ready(t, c3)
+	if st, _ := c3.State(); st.Pid == second || st.Adopted {
+		t.Errorf("containerd with an old configuration was adopted: %+v", st)
+	}
+}
+
+func TestSecondOnTheSameDirectory(t *testing.T) {
+	cfg := newConfig(t)
+	c, _ := start(t, cfg)
+	ready(t, c)
+	out, err := exec.Command("/proc/self/exe", "containerd", "-config", cfg.Dir+"/config.toml", "-lock", cfg.Dir+"/containerd.lock").CombinedOutput()
+	if err == nil {
+		t.Fatalf("a second containerd ran: %s", out)
+	}
+	t.Logf("%s", out)
+	rt := dial(t, c)
+	if _, err := rt.Status(context.Background(), false); err != nil {
+		t.Errorf("the first one was disturbed: %v", err)
+	}
+}
