@@ -158,6 +158,7 @@ func TestLedger(t *testing.T) {
 		{"creation not shown, version unknown", true, fakeStore{}, 0, 1},
 		{"creation shown", true, fakeStore{rv: "9", objs: map[string]any{"ns/a": pod("a", "u", "10", false)}}, 0, 0},
 		{"creation passed: came and went", true, fakeStore{rv: "11"}, 0, 0},
+		{"update not shown", true, fakeStore{rv: "9", objs: map[string]any{"ns/a": pod("a", "u", "8", false)}}, 0, 1},
 		{"creation at the view's very version", true, fakeStore{rv: "10"}, 0, 0},
 		{"another object has the name", true, fakeStore{rv: "9", objs: map[string]any{"ns/a": pod("a", "other", "5", false)}}, 0, 1},
 		{"creation given up", true, fakeStore{rv: "9"}, LedgerTimeout, 0},
@@ -169,7 +170,7 @@ func TestLedger(t *testing.T) {
 		t.Run(tc.what, func(t *testing.T) {
 			l := NewLedger(tc.view)
 			if tc.created {
-				l.Created("k", pod("a", "u", "10", false), t0)
+				l.Wrote("k", pod("a", "u", "10", false), t0)
 			} else {
 				l.Deleted("k", pod("a", "u", "10", false), t0)
 			}

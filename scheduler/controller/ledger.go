@@ -19,16 +19,17 @@ var ErrStaleView = errors.New("the shared view does not show own writes yet")
 // the view. Upstream's expectations time out after the same 5 minutes.
 const LedgerTimeout = 5 * time.Minute
 
-// Ledger remembers which objects of one kind a controller created and deleted,
+// Ledger remembers which objects of one kind a controller wrote and deleted,
 // until the view shows it. A controller that counts objects must not count
 // again before: it would create or delete too many.
 //
 // It replaces upstream's counters of expected events. Those depend on every
 // event being delivered once and attributed rightly; a ledger only compares
-// states: a created object is shown when the view holds it, or when the view
-// has passed the resource version of its creation (then it came and went); a
-// deleted object is shown when the view has it no longer, has another of that
-// name, or shows it terminating. It is safe for concurrent use.
+// states: a write is shown when the view holds the object at that resource
+// version or a later one, or when the whole view has passed that version (then
+// the object came and went); a deleted object is shown when the view has it no
+// longer, has another of that name, or shows it terminating. It is safe for
+// concurrent use.
 type Ledger struct {
 	view Store
 	mu   sync.Mutex
@@ -44,7 +45,8 @@ type Store interface {
 
 type write struct {
 	object  string // namespace/name
-	version string // of the creation; empty for a deletion
+	version string // that was written
+	deleted bool
 	at      time.Time
 }
 
@@ -53,15 +55,14 @@ func NewLedger(view Store) *Ledger {
 	return &Ledger{view: view, writes: map[string]map[types.UID]write{}}
 }
 
-// Created records that the worker of key created obj, as the API returned it.
-func (l *Ledger) Created(key string, obj metav1.Object, now time.Time) {
-	l.add(key, obj, obj.GetResourceVersion(), now)
-}
+// Wrote records that the worker of key created or updated obj, which is as the
+// API returned it.
+func (l *Ledger) Wrote(key string, obj metav1.Object, now time.Time) { l.add(key, obj, false, now) }
 
 // Deleted records that the worker of key asked for the deletion of obj.
-func (l *Ledger) Deleted(key string, obj metav1.Object, now time.Time) { l.add(key, obj, "", now) }
+func (l *Ledger) Deleted(key string, obj metav1.Object, now time.Time) { l.add(key, obj, true, now) }
 
-func (l *Ledger) add(key string, obj metav1.Object, version string, now time.Time) {
+func (l *Ledger) add(key string, obj metav1.Object, deleted bool, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.writes[key] == nil {
@@ -69,7 +70,8 @@ func (l *Ledger) add(key string, obj metav1.Object, version string, now time.Tim
 	}
 	l.writes[key][obj.GetUID()] = write{
 		object:  cache.MetaObjectToName(obj).String(),
-		version: version,
+		version: obj.GetResourceVersion(),
+		deleted: deleted,
 		at:      now,
 	}
 }
@@ -103,16 +105,19 @@ func (l *Ledger) shown(uid types.UID, w write) bool {
 	if obj, ok, err := l.view.GetByKey(w.object); err == nil && ok {
 		held, _ = obj.(metav1.Object)
 	}
-	if w.version == "" {
+	if w.deleted {
 		return held == nil || held.GetUID() != uid || held.GetDeletionTimestamp() != nil
 	}
-	if held != nil && held.GetUID() == uid {
+	if held != nil && held.GetUID() == uid && reached(held.GetResourceVersion(), w.version) {
 		return true
 	}
 	at := l.view.LastStoreSyncResourceVersion()
-	if at == "" {
-		return false
-	}
-	cmp, err := resourceversion.CompareResourceVersion(at, w.version)
-	return err == nil && cmp >= 0
+	return at != "" && reached(at, w.version)
+}
+
+// reached says that version at is not older than version want. Versions that
+// cannot be compared must not hold anything up.
+func reached(at, want string) bool {
+	c, err := resourceversion.CompareResourceVersion(at, want)
+	return err != nil || c >= 0
 }

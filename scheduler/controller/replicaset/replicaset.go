@@ -268,7 +268,7 @@ func (c *replicaSets) createOne(ctx context.Context, key string, rs *appsv1.Repl
 		c.events.Eventf(rs, corev1.EventTypeWarning, "FailedCreate", "Error creating: %v", err)
 		return err
 	}
-	c.ledger.Created(key, made, c.Clock.Now())
+	c.ledger.Wrote(key, made, c.Clock.Now())
 	c.events.Eventf(rs, corev1.EventTypeNormal, "SuccessfulCreate", "Created pod: %v", made.Name)
 	return nil
 }
