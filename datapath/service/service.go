@@ -1,0 +1,119 @@
+// Package service turns the Services that a node should offer into entries of the kernel's tables, and into the steps
+// from the entries that are there to those that should be.
+//
+// Everything here is a pure function of its arguments: no clocks, no kernel, no files. Callers: node (translates
+// Kubernetes objects into Service values), datapath/loader (applies the steps). Ordering: the steps of Diff, applied one
+// after the other, never show a client a front end without back ends if it has some before and after.
+package service
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// Proto is an IP protocol number.
+type Proto uint8
+
+// The protocols that can be balanced (IANA protocol numbers).
+const (
+	TCP Proto = 6
+	UDP Proto = 17
+)
+
+func (p Proto) String() string {
+	switch p {
+	case TCP:
+		return "TCP"
+	case UDP:
+		return "UDP"
+	}
+	return fmt.Sprintf("protocol %d", uint8(p))
+}
+
+// Service is one port of one Kubernetes Service (or one hostPort): addresses that clients use, and who answers.
+type Service struct {
+	Name          string        // unique, for messages and for a stable order: namespace/name:port
+	Proto         Proto         // TCP or UDP
+	Frontends     []Frontend    // ClusterIP, external and load balancer addresses
+	NodePort      uint16        // also answer at this port of each of the node's addresses and of 127.0.0.1; 0 = no
+	Backends      []Backend     // who answers; order has no meaning
+	Affinity      time.Duration // one client stays with one back end while it connects at least this often; 0 = off
+	InternalLocal bool          // clients of internal front ends get back ends of their own node only
+	ExternalLocal bool          // clients of NodePort and external front ends likewise (and keep their source address)
+
+}
+
+// Frontend is one address of a Service.
+type Frontend struct {
+	Addr     netip.AddrPort
+	External bool // packets that arrive at the node's devices are answered too, not only local clients' connects
+}
+
+// Backend is one endpoint.
+type Backend struct {
+	Addr        netip.AddrPort
+	Node        string // where it runs; "" = unknown or outside the cluster
+	Terminating bool   // still serving, but about to end: used only while no other back end is left
+}
+
+// Node is this node as the translation needs it.
+type Node struct {
+	Name  string
+	Addrs []netip.Addr // where NodePorts answer
+}
+
+// FilterReport tells what Filter did.
+type FilterReport struct {
+	Removed  int    // back ends taken out
+	Kept     int    // back ends on dead nodes that stayed, because nothing else would have been left or because of Panic
+	Panic    bool   // too many nodes seem dead: more likely this node is cut off, so nothing was removed
+	Reason   string // one sentence with counts, "" if nothing was to be done
+	Services int    // services that lost at least one back end
+}
+
+// Filter returns services without the back ends that run on dead nodes. It never removes the last back end of a
+// service, and it removes none at all when more than panicThreshold (0..1) of totalNodes are dead: a node that sees most
+// others dead is rather cut off itself. The argument is not modified; services that change are copied.
+func Filter(services []Service, dead map[string]bool, totalNodes int, panicThreshold float64) ([]Service, FilterReport) {
+	var rep FilterReport
+	n := 0
+	for _, d := range dead {
+		if d {
+			n++
+		}
+	}
+	if n == 0 {
+		return services, rep
+	}
+	rep.Panic = totalNodes > 0 && float64(n) > panicThreshold*float64(totalNodes)
+	out := make([]Service, len(services))
+	copy(out, services)
+	for i := range out {
+		s := &out[i]
+		var live []Backend
+		gone := 0
+		for _, b := range s.Backends {
+			if b.Node != "" && dead[b.Node] {
+				gone++
+			} else {
+				live = append(live, b)
+			}
+		}
+		switch {
+		case gone == 0:
+		case rep.Panic || len(live) == 0:
+			rep.Kept += gone
+		default:
+			rep.Removed += gone
+			rep.Services++
+			s.Backends = live
+		}
+	}
+	rep.Reason = fmt.Sprintf("%d of %d nodes are dead: %d endpoints of %d services removed, %d kept", n, totalNodes, rep.Removed, rep.Services, rep.Kept)
+	if rep.Panic {
+		rep.Reason = fmt.Sprintf("%d of %d nodes seem dead, more than %.0f %%: all %d of their endpoints are kept, this node may be the one that is cut off",
+			n, totalNodes, panicThreshold*100, rep.Kept)
+	}
+	return out, rep
+}
