@@ -19,8 +19,8 @@ func (c Config) renderConfig(oomAllowed bool) ([]byte, error) {
 	p := c.paths()
 	err := configTemplate.Execute(&b, map[string]any{
 		"Root": p.dir + "/root", "State": p.dir + "/state", "Address": p.address, "ShimSockets": p.shimSockets,
-		"LogLevel": c.LogLevel, "Env": exits.DirEnv + "=" + p.exits, "Pause": image.PauseName, "Helper": c.Helper,
-		"HelperDir": c.Helper[:strings.LastIndexByte(c.Helper, '/')+1], "Runc": c.Runc, "RuncRoot": p.dir + "/runc",
+		"LogLevel": c.LogLevel, "Env": exits.DirEnv + "=" + p.exits, "Pause": image.PauseName, "BinDir": p.bin,
+		"Runc": c.Runc, "RuncRoot": p.dir + "/runc",
 		"ShimCgroup": NewCgroups(c.CgroupRoot).Shims, "CNIDir": c.CNIDir, "RestrictOOM": !oomAllowed,
 	})
 	if err != nil {
@@ -84,13 +84,12 @@ netns_mounts_under_state_dir = true
 stats_collect_period = "10s"
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
-runtime_path = {{q .Helper}}
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
 BinaryName = {{q .Runc}}
 Root = {{q .RuncRoot}}
 ShimCgroup = {{q .ShimCgroup}}
 [plugins."io.containerd.cri.v1.runtime".cni]
-bin_dirs = [{{q .HelperDir}}]
+bin_dirs = [{{q .BinDir}}]
 conf_dir = {{q .CNIDir}}
 # Else it wants an executable named loopback.
 use_internal_loopback = true

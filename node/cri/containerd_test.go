@@ -49,8 +49,8 @@ func TestRunPod(t *testing.T) {
 	}
 }
 
-// daemon starts a process that only supervises, and gives back how to kill it.
-func daemon(t *testing.T, cfg cri.Config) (kill func()) {
+// daemonProcess starts a process that only supervises, and gives back how to kill it.
+func daemonProcess(t *testing.T, cfg cri.Config) (kill func(), pid int) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe", "supervise", cfg.Dir, cfg.CgroupRoot)
 	cmd.Env = append(os.Environ(), "SKEIN_CRI_TEST_HELPER="+cfg.Helper)
@@ -67,8 +67,10 @@ func daemon(t *testing.T, cfg cri.Config) (kill func()) {
 		}
 	}
 	t.Cleanup(kill)
-	return kill
+	return kill, cmd.Process.Pid
 }
+
+func daemon(t *testing.T, cfg cri.Config) { daemonProcess(t, cfg) }
 
 func pidOf(t *testing.T, c *cri.Containerd) int {
 	t.Helper()

@@ -29,6 +29,11 @@ import (
 // HelperName is the executable beside the daemon that is both the runc shim and the CNI plugin.
 const HelperName = "skein-helper"
 
+// shimName is what containerd looks for in its PATH to run, and to find again after a restart, the shim of runtime type
+// io.containerd.runc.v2. (A configured runtime_path is not enough: containerd stores that with the sandbox only, and
+// after a restart takes the other containers of a pod for dead, with an exit code of 255.)
+const shimName = "containerd-shim-runc-v2"
+
 // Config of the containerd that Skein runs itself.
 type Config struct {
 	// Dir holds everything of containerd: images, state, sockets, log. It is made, with mode 0711. Required, absolute.
@@ -155,7 +160,7 @@ func findRunc() (string, error) {
 
 // paths are the files of one containerd, all derived from Config.
 type paths struct {
-	dir, config, lock, log, address, shimSockets, exits string
+	dir, config, lock, log, address, shimSockets, exits, bin string
 }
 
 // Limits of what must become the address of a unix socket (108 bytes with the final zero), and of containerd's shim
@@ -173,6 +178,7 @@ func (c Config) paths() paths {
 		lock:        filepath.Join(c.Dir, "containerd.lock"),
 		log:         filepath.Join(c.Dir, "containerd.log"),
 		exits:       filepath.Join(c.Dir, "exits"),
+		bin:         filepath.Join(c.Dir, "bin"),
 		address:     filepath.Join(c.Dir, "c.sock"),
 		shimSockets: filepath.Join(c.Dir, "s"),
 	}

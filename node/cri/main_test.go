@@ -3,10 +3,12 @@ package cri_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,6 +33,8 @@ const (
 	cgroupPrefix = "/skein-cri-test-"
 	childEnv     = "SKEIN_CRI_TEST"
 )
+
+var workPrefix = filepath.Join(os.TempDir(), "skein-cri-")
 
 var (
 	cgroupRoot = cgroupPrefix + strconv.Itoa(os.Getpid())
@@ -73,7 +77,8 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) (code int, err error) {
-	if work, err = os.MkdirTemp("", "skein-cri-"); err != nil {
+	work = workPrefix + strconv.Itoa(os.Getpid())
+	if err := os.Mkdir(work, 0o755); err != nil {
 		return 0, err
 	}
 	defer func() {
@@ -100,26 +105,32 @@ func removeCgroup(ctx context.Context, p string) error {
 	return cgroup.Remove(ctx, p)
 }
 
-// sweep removes what killed runs left.
+// sweep removes what killed runs left: their mounts went with their namespaces.
 func sweep() {
 	hs, err := cgroup.Hierarchies()
 	if err != nil {
 		return
 	}
-	for _, h := range hs {
-		dirs, _ := filepath.Glob(h.Mount + cgroupPrefix + "*")
-		for _, d := range dirs {
-			pid, err := strconv.Atoi(strings.TrimPrefix(d, h.Mount+cgroupPrefix))
+	stale := func(pattern, prefix string, remove func(pid string) error) {
+		found, _ := filepath.Glob(pattern)
+		for _, f := range found {
+			pid, err := strconv.Atoi(strings.TrimPrefix(f, prefix))
 			if err != nil || pid == os.Getpid() || syscall.Kill(pid, 0) == nil {
 				continue
 			}
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-			if err := removeCgroup(ctx, cgroupPrefix+strconv.Itoa(pid)); err != nil {
+			if err := remove(strconv.Itoa(pid)); err != nil {
 				fmt.Fprintln(os.Stderr, "sweep:", err)
 			}
-			cancel()
 		}
 	}
+	for _, h := range hs {
+		stale(h.Mount+cgroupPrefix+"*", h.Mount+cgroupPrefix, func(pid string) error {
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			return removeCgroup(ctx, cgroupPrefix+pid)
+		})
+	}
+	stale(workPrefix+"*", workPrefix, func(pid string) error { return os.RemoveAll(workPrefix + pid) })
 }
 
 // unmountBelow is for the directory to be removable; the mounts would go with the namespace anyway.
@@ -183,6 +194,7 @@ func start(t *testing.T, cfg cri.Config) (c *cri.Containerd, stop func()) {
 		}
 		if t.Failed() {
 			b, _ := os.ReadFile(c.LogFile())
+			os.WriteFile("/tmp/skein/cri/ctrd.log", b, 0o644)
 			t.Logf("log of containerd:\n%s", b[max(0, len(b)-6000):])
 		}
 	})
@@ -229,7 +241,7 @@ func importWork(t *testing.T, c *cri.Containerd) {
 	}
 }
 
-// workload is the program of the containers: "exit WHEN CODE" ends with CODE once the file WHEN is there; "eat MIB" fills memory.
+// workload is the program of the containers: "exit FILE CODE" ends with CODE once FILE is there, "eat FILE" then takes 1 GiB.
 func workload(args []string) {
 	switch args[0] {
 	case "exit":
@@ -240,9 +252,6 @@ func workload(args []string) {
 			time.Sleep(5 * time.Millisecond)
 		}
 		code, _ := strconv.Atoi(args[2])
-		if code >= 128 { // as pid 1 of a namespace it must ask for it: the default action of a signal is off
-			eat(1 << 40)
-		}
 		os.Exit(code)
 	case "eat":
 		for {
@@ -373,4 +382,22 @@ func superviseMain(dir, group string) {
 	}
 	fmt.Fprintln(os.Stderr, err)
 	os.Exit(1)
+}
+
+// shimConn connects to the shim of a sandbox, whose address containerd keeps in the bundle.
+func shimConn(t *testing.T, cfg cri.Config, sandbox string) net.Conn {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(cfg.Dir, "state/io.containerd.runtime.v2.task/k8s.io", sandbox, "bootstrap.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var boot struct{ Address string }
+	if err := json.Unmarshal(b, &boot); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("unix", strings.TrimPrefix(boot.Address, "unix://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn
 }

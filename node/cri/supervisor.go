@@ -57,8 +57,13 @@ func New(cfg Config) (*Containerd, error) {
 		return nil, fmt.Errorf("container runtime: %w", err)
 	}
 	c := &Containerd{cfg: cfg, p: cfg.paths(), changed: make(chan struct{})}
-	for _, d := range []string{c.p.dir, c.p.exits, c.p.shimSockets, filepath.Dir(c.p.address), c.cfg.CNIDir} {
+	for _, d := range []string{c.p.dir, c.p.exits, c.p.bin, c.p.shimSockets, filepath.Dir(c.p.address), c.cfg.CNIDir} {
 		if err := os.MkdirAll(d, 0o711); err != nil { // containers of other users must be able to pass through
+			return nil, fmt.Errorf("container runtime: %w", err)
+		}
+	}
+	for _, name := range []string{HelperName, shimName} {
+		if err := symlink(cfg.Helper, filepath.Join(c.p.bin, name)); err != nil {
 			return nil, fmt.Errorf("container runtime: %w", err)
 		}
 	}
@@ -253,7 +258,7 @@ func (c *Containerd) start() (*process, error) {
 	fd := -1
 	cmd := exec.Command(c.cfg.Program, "containerd", "-config", c.p.config, "-lock", c.p.lock,
 		"-cgroup", NewCgroups(c.cfg.CgroupRoot).Containerd)
-	cmd.Stdout, cmd.Stderr, cmd.Dir, cmd.Env = log, log, "/", childEnv(os.Environ())
+	cmd.Stdout, cmd.Stderr, cmd.Dir, cmd.Env = log, log, "/", childEnv(os.Environ(), c.p.bin)
 	// An own session: no signal of the daemon's terminal or process group reaches it. No parent-death signal: it stays.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, PidFD: &fd}
 	since := time.Now()
@@ -277,18 +282,38 @@ func (c *Containerd) start() (*process, error) {
 	return pr, nil
 }
 
-// childEnv drops what is meant for the daemon alone.
-func childEnv(env []string) []string {
+// childEnv drops what is meant for the daemon alone, and puts bin in front of the PATH.
+func childEnv(env []string, bin string) []string {
 	var out []string
+	path := "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	for _, e := range env {
-		switch name, _, _ := strings.Cut(e, "="); name {
-		case "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "INVOCATION_ID", "JOURNAL_STREAM",
-			"GOMEMLIMIT", "GOGC", "GOMAXPROCS": // the last three are limits of the daemon's own
+		switch name, v, _ := strings.Cut(e, "="); name {
+		case "PATH":
+			if v != "" {
+				path = v
+			}
+		case "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "INVOCATION_ID", "JOURNAL_STREAM":
+		case "GOMEMLIMIT", "GOGC", "GOMAXPROCS": // limits of the daemon's own
 		default:
 			out = append(out, e)
 		}
 	}
-	return out
+	return append(out, "PATH="+bin+":"+path)
+}
+
+// symlink makes path point to target, atomically.
+func symlink(target, path string) error {
+	if have, err := os.Readlink(path); err == nil && have == target {
+		return nil
+	}
+	tmp := path + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Symlink(target, tmp); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
 }
 
 // supervise waits for the end of pr or of ctx, makes it ready, and keeps its log small.
