@@ -1,0 +1,123 @@
+package api
+
+import (
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"fmt"
+	"net/http"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/cache"
+	"k8s.io/apiserver/pkg/apis/apiserver"
+	"k8s.io/apiserver/pkg/authentication/authenticator"
+	"k8s.io/apiserver/pkg/authentication/group"
+	"k8s.io/apiserver/pkg/authentication/request/union"
+	"k8s.io/apiserver/pkg/authentication/request/x509"
+	"k8s.io/client-go/kubernetes"
+	kubeauthenticator "k8s.io/kubernetes/pkg/kubeapiserver/authenticator"
+	"k8s.io/kubernetes/pkg/serviceaccount"
+)
+
+const (
+	// verdictTTL is how long a checked token or certificate is not checked again. A revoked one
+	// works that much longer.
+	verdictTTL = 10 * time.Second
+	// maxCertVerdicts bounds the certificates remembered; a client more costs a verification a request.
+	maxCertVerdicts = 1024
+)
+
+// tokens makes and verifies ServiceAccount tokens.
+type tokens struct {
+	serviceaccount.TokenGenerator
+	keys serviceaccount.PublicKeysGetter
+}
+
+func newTokens(cfg *Config) (tokens, error) {
+	g, err := serviceaccount.JWTTokenGenerator(cfg.Issuer, cfg.SAKey)
+	if err != nil {
+		return tokens{}, fmt.Errorf("ServiceAccount tokens: %w", err)
+	}
+	public := []any{&cfg.SAKey.PublicKey}
+	for _, k := range cfg.OldSAKeys {
+		public = append(public, any(crypto.PublicKey(k)))
+	}
+	keys, err := serviceaccount.StaticPublicKeysGetter(public)
+	if err != nil {
+		return tokens{}, fmt.Errorf("ServiceAccount tokens: %w", err)
+	}
+	return tokens{g, keys}, nil
+}
+
+// buildAuthentication sets who may be: client certificates, ServiceAccount tokens, anonymous.
+func (b *build) buildAuthentication(ctx context.Context) error {
+	a := &b.generic.Authentication
+	a.APIAudiences = authenticator.Audiences{b.cfg.Issuer}
+	byToken, _, _, _, err := kubeauthenticator.Config{
+		Anonymous:                      apiserver.AnonymousAuthConfig{Enabled: true},
+		APIAudiences:                   a.APIAudiences,
+		ServiceAccountIssuers:          []string{b.cfg.Issuer},
+		ServiceAccountLookup:           true,
+		ServiceAccountPublicKeysGetter: b.tokens.keys,
+		ServiceAccountTokenGetter:      liveTokenGetter{b.client},
+		SecretsWriter:                  b.client.CoreV1(),
+		TokenSuccessCacheTTL:           verdictTTL,
+		APIServerID:                    b.generic.APIServerID,
+	}.New(ctx)
+	if err != nil {
+		return fmt.Errorf("authentication: %w", err)
+	}
+	byCert := rememberCerts(x509.NewDynamic(b.clientCA.VerifyOptions, x509.CommonNameUserConversion))
+	a.Authenticator = union.NewFailOnError(group.NewAuthenticatedGroupAdder(byCert), byToken)
+	return nil
+}
+
+// rememberCerts remembers successful checks of client certificates for a short time. Upstream
+// verifies the whole chain at every request: a tenth of what a small create costs.
+func rememberCerts(a authenticator.Request) authenticator.Request {
+	verdicts := cache.NewLRUExpireCache(maxCertVerdicts)
+	return authenticator.RequestFunc(func(r *http.Request) (*authenticator.Response, bool, error) {
+		if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+			return nil, false, nil
+		}
+		leaf := r.TLS.PeerCertificates[0]
+		// The verdict may depend on what the client sent along with its certificate.
+		h := sha256.New()
+		for _, c := range r.TLS.PeerCertificates {
+			h.Write(c.Raw)
+		}
+		key := [sha256.Size]byte(h.Sum(nil))
+		if v, ok := verdicts.Get(key); ok {
+			resp := *v.(*authenticator.Response)
+			return &resp, true, nil
+		}
+		resp, ok, err := a.AuthenticateRequest(r)
+		if ok && err == nil {
+			saved := *resp
+			verdicts.Add(key, &saved, min(verdictTTL, time.Until(leaf.NotAfter)))
+		}
+		return resp, ok, err
+	})
+}
+
+// liveTokenGetter looks up through the API what a token is bound to. Upstream's keeps all pods,
+// secrets and nodes in memory for it.
+type liveTokenGetter struct{ client kubernetes.Interface }
+
+func (g liveTokenGetter) GetServiceAccount(ctx context.Context, namespace, name string) (*corev1.ServiceAccount, error) {
+	return g.client.CoreV1().ServiceAccounts(namespace).Get(ctx, name, metav1.GetOptions{})
+}
+
+func (g liveTokenGetter) GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
+	return g.client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+}
+
+func (g liveTokenGetter) GetSecret(ctx context.Context, namespace, name string) (*corev1.Secret, error) {
+	return g.client.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
+}
+
+func (g liveTokenGetter) GetNode(ctx context.Context, name string) (*corev1.Node, error) {
+	return g.client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+}

@@ -1,0 +1,215 @@
+package api
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"net/http"
+	"net/netip"
+
+	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/trace"
+	noopoteltrace "go.opentelemetry.io/otel/trace/noop"
+	apiextensionsapi "k8s.io/apiextensions-apiserver/pkg/apiserver"
+	"k8s.io/apimachinery/pkg/api/meta"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
+	genericapifilters "k8s.io/apiserver/pkg/endpoints/filters"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/dynamiccertificates"
+	genericfilters "k8s.io/apiserver/pkg/server/filters"
+	serverstorage "k8s.io/apiserver/pkg/server/storage"
+	"k8s.io/apiserver/pkg/util/compatibility"
+	utilflowcontrol "k8s.io/apiserver/pkg/util/flowcontrol"
+	"k8s.io/apiserver/pkg/util/notfoundhandler"
+	apiwebhook "k8s.io/apiserver/pkg/util/webhook"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	restclient "k8s.io/client-go/rest"
+	basecompatibility "k8s.io/component-base/compatibility"
+	versioninfo "k8s.io/component-base/version"
+	aggregatorapi "k8s.io/kube-aggregator/pkg/apiserver"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	"k8s.io/kubernetes/pkg/capabilities"
+	"k8s.io/kubernetes/pkg/routes"
+	"k8s.io/kubernetes/pkg/serviceaccount"
+	"skein.io/skein/node/api/kinds"
+	"skein.io/skein/node/api/loopback"
+	"skein.io/skein/node/api/openapi"
+	"skein.io/skein/node/api/router"
+	"skein.io/skein/node/api/store"
+)
+
+const (
+	protobuf = "application/vnd.kubernetes.protobuf"
+	// inProcess is the host in requests of in-process clients. Nothing resolves it.
+	inProcess = "http://in-process"
+)
+
+// build carries what the parts of one server share while it is put together.
+type build struct {
+	cfg       *Config
+	generic   *genericapiserver.Config
+	resources *serverstorage.ResourceConfig
+	clientCA  dynamiccertificates.CAContentProvider
+	tokens    tokens
+	docs      *openapi.Documents
+	stores    *store.Factory
+	agents    *agentDialer
+	nodePods  *podFeed
+	loopback  *loopback.Transport
+	client    kubernetes.Interface
+	informers informers.SharedInformerFactory
+	services  apiwebhook.ServiceResolver
+	tracer    trace.TracerProvider
+	listener  *idleListener
+	probe     *storeProbe
+}
+
+// newBuild makes what does not depend on the rest.
+func newBuild(cfg *Config, bridge *store.Bridge) (*build, error) {
+	capabilities.Setup(true, 0) // privileged pods are refused otherwise
+	b := &build{cfg: cfg, loopback: &loopback.Transport{}, resources: kinds.Resources(), tracer: noopoteltrace.NewTracerProvider()}
+	var err error
+	if b.clientCA, err = dynamiccertificates.NewStaticCAContent("client-ca", cfg.ClientCA); err != nil {
+		return nil, fmt.Errorf("client CA: %w", err)
+	}
+	if b.tokens, err = newTokens(cfg); err != nil {
+		return nil, err
+	}
+	if b.docs, err = openapi.Load(); err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(cfg.ClientCA) // Validate made sure that there is one
+	b.agents = newAgentDialer(pool, cfg.KubeletClientCert)
+	b.generic = b.genericConfig()
+	if b.client, err = kubernetes.NewForConfig(b.generic.LoopbackClientConfig); err != nil {
+		return nil, fmt.Errorf("in-process client: %w", err)
+	}
+	b.informers = informers.NewSharedInformerFactoryWithOptions(b.client, 0, informers.WithTransform(dropManagedFields))
+	b.services = aggregatorapi.NewClusterIPServiceResolver(b.informers.Core().V1().Services().Lister())
+	b.generic.FlowControl = utilflowcontrol.New(b.informers, b.client.FlowcontrolV1(), b.generic.MaxRequestsInFlight+b.generic.MaxMutatingRequestsInFlight)
+	b.stores, err = store.New(cfg.Store, cfg.StorePrefix, b.generic.EffectiveVersion, b.resources, b.generic.StorageObjectCountTracker, bridge)
+	if err != nil {
+		return nil, err
+	}
+	b.generic.RESTOptionsGetter = b.stores.BuiltIn()
+	return b, nil
+}
+
+// dropManagedFields keeps them out of the informers of this process: nobody here reads them.
+func dropManagedFields(o any) (any, error) {
+	if a, err := meta.Accessor(o); err == nil && a.GetManagedFields() != nil {
+		a.SetManagedFields(nil)
+	}
+	return o, nil
+}
+
+func (b *build) genericConfig() *genericapiserver.Config {
+	c := genericapiserver.NewConfig(legacyscheme.Codecs)
+	c.EffectiveVersion = compatibility.DefaultComponentGlobalsRegistry.EffectiveVersionFor(basecompatibility.DefaultKubeComponent)
+	c.LongRunningFunc = genericfilters.BasicLongRunningRequestCheck(
+		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
+	c.PublicAddress = b.cfg.AdvertiseIP.AsSlice()
+	c.ExternalAddress = netip.AddrPortFrom(b.cfg.AdvertiseIP, b.cfg.AdvertisePort).String()
+	c.MergedResourceConfig = b.resources
+	c.AggregatedDiscoveryGroupManager = aggregated.NewResourceManager("apis")
+	c.SkipOpenAPIInstallation = true
+	// The front serves TLS. Upstream's life cycle still waits for a listener to stop: this one.
+	b.listener = newIdleListener()
+	c.SecureServing = &genericapiserver.SecureServingInfo{Listener: b.listener}
+	c.LoopbackClientConfig = &restclient.Config{
+		Host: inProcess, Transport: b.loopback, BearerToken: uuid.NewString(), QPS: -1, DisableCompression: true,
+		ContentConfig: restclient.ContentConfig{ContentType: protobuf}, WarningHandler: restclient.NoWarnings{},
+		UserAgent: "kube-apiserver/" + versioninfo.Get().GitVersion, // its first word shows up in managedFields
+	}
+	b.addHealth(c)
+	return c
+}
+
+// chain is the finished server: aggregator, then built-in kinds, then custom resources.
+type chain struct {
+	main  *genericapiserver.GenericAPIServer
+	outer *aggregatorapi.APIAggregator
+}
+
+func (b *build) chain(ctx context.Context) (*chain, error) {
+	if err := b.buildAuthentication(ctx); err != nil {
+		return nil, err
+	}
+	b.buildAuthorization()
+	if err := b.buildAdmission(); err != nil {
+		return nil, err
+	}
+	base := *b.generic // for the servers around the main one
+	base.PostStartHooks = map[string]genericapiserver.PostStartHookConfigEntry{}
+	notFound := notfoundhandler.New(b.generic.Serializer, genericapifilters.NoMuxAndDiscoveryIncompleteKey)
+	crds, err := b.buildCustom(base, genericapiserver.NewEmptyDelegateWithCustomHandler(notFound))
+	if err != nil {
+		return nil, err
+	}
+	main, err := b.buildMain(crds)
+	if err != nil {
+		return nil, err
+	}
+	outer, err := b.buildAggregator(base, main, crds)
+	if err != nil {
+		return nil, err
+	}
+	openapi.NewServer(b.docs, crds).Install(main.Handler.NonGoRestfulMux)
+	for path, h := range b.cfg.Extra {
+		handle(outer.GenericAPIServer, path, h)
+	}
+	return &chain{main, outer}, nil
+}
+
+func handle(s *genericapiserver.GenericAPIServer, path string, h http.Handler) {
+	if path[len(path)-1] == '/' {
+		s.Handler.NonGoRestfulMux.HandlePrefix(path, h)
+		return
+	}
+	s.Handler.NonGoRestfulMux.Handle(path, h)
+}
+
+// buildMain makes the server of the built-in kinds.
+func (b *build) buildMain(crds *apiextensionsapi.CustomResourceDefinitions) (*genericapiserver.GenericAPIServer, error) {
+	completed := b.generic.Complete(b.informers) // wraps authentication and authorization with the loopback identity
+	main, err := completed.New("kube-apiserver", crds.GenericAPIServer)
+	if err != nil {
+		return nil, err
+	}
+	groups, err := kinds.Groups(kinds.Deps{
+		Resources: b.resources, Version: b.generic.EffectiveVersion, Storage: b.stores.Storage, Options: b.generic.RESTOptionsGetter,
+		Authenticator: b.generic.Authentication.Authenticator, Authorizer: b.generic.Authorization.Authorizer, Rules: b.generic.RuleResolver,
+		Loopback: b.generic.LoopbackClientConfig, Client: b.client, Informers: b.informers,
+		Tokens: b.tokens, Audiences: b.generic.Authentication.APIAudiences,
+		ServiceCIDR: b.cfg.ServiceCIDR, NodePorts: b.cfg.NodePorts, EventTTL: b.cfg.EventTTL,
+		ProxyTransport: utilnet.SetTransportDefaults(&http.Transport{}),
+		Nodes:          b.agents.wrap, Components: b.components,
+	})
+	if err != nil {
+		return nil, err
+	}
+	infos := make([]*genericapiserver.APIGroupInfo, len(groups))
+	for i, g := range groups {
+		infos[i] = &g.APIGroupInfo
+		main.RegisterDestroyFunc(g.Destroy)
+		if g.Hook != nil {
+			if err := main.AddPostStartHook(g.HookName, g.Hook); err != nil {
+				return nil, err
+			}
+		}
+	}
+	types := openapi.NewTypes(b.docs)
+	if err := router.Install(main, completed, infos, types.For); err != nil {
+		return nil, err
+	}
+	metadata, err := serviceaccount.NewOpenIDMetadataProvider(b.cfg.Issuer, "", b.generic.ExternalAddress, b.tokens.keys)
+	if err != nil {
+		return nil, fmt.Errorf("token discovery: %w", err)
+	}
+	routes.NewOpenIDMetadataServer(metadata).Install(main.Handler.GoRestfulContainer)
+	return main, b.addHooks(main)
+}

@@ -1,0 +1,181 @@
+package api
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"skein.io/skein/node/api/store"
+)
+
+// Config says what a server serves and where it finds things. Fields without a default are required.
+type Config struct {
+	// NodeName is this node's name.
+	NodeName string
+	// AdvertiseIP is the node's own address, which clients are told. Not a loopback address: upstream
+	// refuses those as endpoints.
+	AdvertiseIP netip.Addr
+	// AdvertisePort is the port of the API on every node. Default 6443.
+	AdvertisePort uint16
+
+	// Store gives the in-process client of the shard that holds a resource. It must give the same
+	// client each time, and never nil.
+	Store store.Clients
+	// StorePrefix begins the keys of all objects. Default "/registry".
+	StorePrefix string
+
+	// ClientCA is the cluster CA in PEM (one or more certificates). Client certificates that it
+	// signed are users (common name) in groups (organizations); agents must present one of its
+	// certificates too.
+	ClientCA []byte
+	// SAKey signs ServiceAccount tokens; the same on all replicas.
+	SAKey *ecdsa.PrivateKey
+	// OldSAKeys also verify ServiceAccount tokens: keys that were SAKey before. Default none.
+	OldSAKeys []crypto.PublicKey
+	// Issuer is the issuer and the audience of ServiceAccount tokens.
+	// Default "https://kubernetes.default.svc.cluster.local".
+	Issuer string
+
+	// KubeletClientCert gives the certificate that this server shows to agents (logs, exec and the
+	// like), asked at each connection. Its user should be AgentClientUser, which bootstrap gives
+	// what it needs.
+	KubeletClientCert func() (*tls.Certificate, error)
+
+	// ServiceCIDR is the range of Service addresses. Default 10.96.0.0/16.
+	ServiceCIDR netip.Prefix
+	// DNSServiceIP is the address of Service kube-system/kube-dns. Default: the tenth of ServiceCIDR.
+	DNSServiceIP netip.Addr
+	// NodePorts is the range of node ports. Default 30000-32767.
+	NodePorts utilnet.PortRange
+
+	// EvictionGrace is how long a pod stays bound to a node that is not ready or unreachable, unless
+	// the pod says otherwise. Whole seconds. Default 10 s.
+	EvictionGrace time.Duration
+	// EventTTL is how long an Event is kept. Default 1 h.
+	EventTTL time.Duration
+
+	// Replicas gives the addresses of the API on all nodes that serve it now. RunLeaderHooks makes
+	// them the endpoints of Service default/kubernetes.
+	Replicas func() []netip.AddrPort
+
+	// Extra are handlers of paths outside the Kubernetes API, behind authentication and
+	// authorization (as a nonResourceURL). A path that ends in a slash stands for all below it.
+	Extra map[string]http.Handler
+	// Public are the same without authentication: each looks after itself.
+	Public map[string]http.Handler
+
+	// Logger gets what this package has to say. Upstream's parts log through klog. Default: nothing.
+	Logger *slog.Logger
+}
+
+func (c *Config) setDefaults() {
+	if c.AdvertisePort == 0 {
+		c.AdvertisePort = 6443
+	}
+	if c.StorePrefix == "" {
+		c.StorePrefix = "/registry"
+	}
+	if c.Issuer == "" {
+		c.Issuer = "https://kubernetes.default.svc.cluster.local"
+	}
+	if !c.ServiceCIDR.IsValid() {
+		c.ServiceCIDR = netip.MustParsePrefix("10.96.0.0/16")
+	}
+	if !c.DNSServiceIP.IsValid() {
+		c.DNSServiceIP = nthAddr(c.ServiceCIDR, 10)
+	}
+	if c.NodePorts.Size == 0 {
+		c.NodePorts = utilnet.PortRange{Base: 30000, Size: 2768}
+	}
+	if c.EvictionGrace == 0 {
+		c.EvictionGrace = 10 * time.Second
+	}
+	if c.EventTTL == 0 {
+		c.EventTTL = time.Hour
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Validate reports every fault of a configuration whose defaults are set.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.NodeName == "" {
+		bad("NodeName is empty")
+	}
+	if a := c.AdvertiseIP; !a.IsValid() || a.IsLoopback() || a.IsUnspecified() {
+		bad("AdvertiseIP %s is not an address that others can reach", a)
+	}
+	if c.Store == nil {
+		bad("Store is nil")
+	}
+	if !strings.HasPrefix(c.StorePrefix, "/") {
+		bad("StorePrefix %q does not begin with a slash", c.StorePrefix)
+	}
+	if !x509.NewCertPool().AppendCertsFromPEM(c.ClientCA) {
+		bad("ClientCA contains no certificate in PEM")
+	}
+	if c.SAKey == nil {
+		bad("SAKey is nil")
+	}
+	if u, err := url.Parse(c.Issuer); err != nil || u.Scheme != "https" || u.Host == "" {
+		bad("Issuer %q is not an https URL", c.Issuer)
+	}
+	if c.KubeletClientCert == nil {
+		bad("KubeletClientCert is nil")
+	}
+	if c.ServiceCIDR != c.ServiceCIDR.Masked() || c.ServiceCIDR.Addr().BitLen()-c.ServiceCIDR.Bits() < 4 {
+		bad("ServiceCIDR %s must have no host bits and at least 16 addresses", c.ServiceCIDR)
+	}
+	if !c.ServiceCIDR.Contains(c.DNSServiceIP) || c.DNSServiceIP == nthAddr(c.ServiceCIDR, 1) {
+		bad("DNSServiceIP %s must be in ServiceCIDR %s and not its first", c.DNSServiceIP, c.ServiceCIDR)
+	}
+	if c.NodePorts.Base < 1 || c.NodePorts.Base+c.NodePorts.Size > 65536 {
+		bad("NodePorts %s is not a range of ports", c.NodePorts.String())
+	}
+	if c.EvictionGrace < 0 || c.EvictionGrace%time.Second != 0 {
+		bad("EvictionGrace %s is not a whole number of seconds", c.EvictionGrace)
+	}
+	if c.EventTTL < time.Second {
+		bad("EventTTL %s is below a second", c.EventTTL)
+	}
+	if c.Replicas == nil {
+		bad("Replicas is nil")
+	}
+	for kind, m := range map[string]map[string]http.Handler{"Extra": c.Extra, "Public": c.Public} {
+		for path, h := range m {
+			if !strings.HasPrefix(path, "/") || path == "/" || h == nil {
+				bad("%s[%q] must be a path below / and have a handler", kind, path)
+			}
+			if slices.ContainsFunc([]string{"/api", "/apis", "/openapi"}, func(own string) bool { return path == own || strings.HasPrefix(path, own+"/") }) {
+				bad("%s[%q] is in the Kubernetes API", kind, path)
+			}
+		}
+	}
+	if len(errs) > 0 {
+		return fmt.Errorf("api: %w", errors.Join(errs...))
+	}
+	return nil
+}
+
+// nthAddr gives the address n after the first of p.
+func nthAddr(p netip.Prefix, n int) netip.Addr {
+	a := p.Masked().Addr()
+	for range n {
+		a = a.Next()
+	}
+	return a
+}

@@ -1,0 +1,99 @@
+package openapi
+
+import (
+	"encoding/json"
+	"fmt"
+	"sync"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/managedfields"
+	"k8s.io/kube-openapi/pkg/validation/spec"
+	"sigs.k8s.io/structured-merge-diff/v6/typed"
+)
+
+// Types gives the merge schemas that server-side apply needs. Each is parsed out of the document of
+// its group version when first used.
+type Types struct {
+	docs    *Documents
+	deduced managedfields.TypeConverter
+
+	mu     sync.Mutex // guards parsed
+	parsed map[schema.GroupVersion]result
+}
+
+type result struct {
+	managedfields.TypeConverter // nil: no such group version
+	err                         error
+}
+
+// NewTypes prepares the schemas of docs.
+func NewTypes(docs *Documents) *Types {
+	return &Types{docs: docs, deduced: managedfields.NewDeducedTypeConverter(), parsed: map[schema.GroupVersion]result{}}
+}
+
+// For gives the schema to use at the endpoints of gv.
+func (t *Types) For(gv schema.GroupVersion) managedfields.TypeConverter { return scoped{t, gv} }
+
+func (t *Types) of(gv schema.GroupVersion) result {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r, ok := t.parsed[gv]
+	if !ok {
+		r.TypeConverter, r.err = t.parse(gv)
+		t.parsed[gv] = r
+	}
+	return r
+}
+
+func (t *Types) parse(gv schema.GroupVersion) (managedfields.TypeConverter, error) {
+	path := "apis/" + gv.String()
+	if gv.Group == "" {
+		path = "api/" + gv.Version
+	}
+	b, ok, err := t.docs.V3(path)
+	if err != nil || !ok {
+		return nil, err
+	}
+	var doc struct {
+		Components struct {
+			Schemas map[string]*spec.Schema `json:"schemas"`
+		} `json:"components"`
+	}
+	if err := json.Unmarshal(b, &doc); err != nil {
+		return nil, fmt.Errorf("embedded OpenAPI document of %s: %w", gv, err)
+	}
+	c, err := managedfields.NewTypeConverter(doc.Components.Schemas, false)
+	if err != nil {
+		return nil, fmt.Errorf("merge schema of %s: %w", gv, err)
+	}
+	return c, nil
+}
+
+// scoped looks a kind up in the document of the endpoint's group version first: that one also has
+// Scale, Eviction, Binding and TokenRequest, whose own group versions differ.
+type scoped struct {
+	types *Types
+	gv    schema.GroupVersion
+}
+
+func (s scoped) ObjectToTyped(o runtime.Object, opts ...typed.ValidationOptions) (*typed.TypedValue, error) {
+	own := o.GetObjectKind().GroupVersionKind().GroupVersion()
+	for _, gv := range []schema.GroupVersion{s.gv, own} {
+		r := s.types.of(gv)
+		if r.err != nil {
+			return nil, r.err
+		}
+		if r.TypeConverter == nil {
+			continue
+		}
+		if v, err := r.ObjectToTyped(o, opts...); err == nil || gv == own {
+			return v, err
+		}
+	}
+	return s.types.deduced.ObjectToTyped(o, opts...)
+}
+
+func (s scoped) TypedToObject(v *typed.TypedValue) (runtime.Object, error) {
+	return s.types.deduced.TypedToObject(v)
+}
