@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"skein.io/skein/node/client"
+)
+
+// output is the -o of Skein's own commands.
+type output struct {
+	Output string `short:"o" help:"Format: table, json or yaml." enum:"table,json,yaml" default:"table"`
+}
+
+// print writes v as -o asks; the table by the function given.
+func (o output) print(v any, table func(w io.Writer)) error {
+	switch o.Output {
+	case "json":
+		e := json.NewEncoder(os.Stdout)
+		e.SetIndent("", "  ")
+		return e.Encode(v)
+	case "yaml":
+		b, err := yaml.Marshal(v)
+		if err != nil {
+			return err
+		}
+		_, err = os.Stdout.Write(b)
+		return err
+	}
+	w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
+	table(w)
+	return w.Flush()
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+type membersCmd struct {
+	targetFlag
+	output
+}
+
+func (m *membersCmd) Run(ctx context.Context) error {
+	c, err := m.client()
+	if err != nil {
+		return err
+	}
+	ms, err := c.Members(ctx)
+	if err != nil {
+		return err
+	}
+	return m.print(ms, func(w io.Writer) {
+		fmt.Fprintln(w, "NAME\tADDRESS\tSTATUS\tFOR\tZONE\tROLE\tVERSION\tRTT")
+		for _, x := range ms {
+			rtt := "-"
+			if x.RTTMillis >= 0 && !x.Self {
+				rtt = strconv.FormatFloat(x.RTTMillis, 'f', 1, 64) + "ms"
+			}
+			name := x.Name
+			if x.Self {
+				name += " (here)"
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", name, x.Address, x.Status, short(x.SinceSeconds), orDash(x.Zone), x.Role, x.Version, rtt)
+		}
+	})
+}
+
+func short(seconds float64) string {
+	return time.Duration(seconds * float64(time.Second)).Truncate(time.Second).String()
+}
+
+type statusCmd struct {
+	targetFlag
+	output
+}
+
+func (s *statusCmd) Run(ctx context.Context) error {
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	st, err := c.Status(ctx)
+	if err != nil {
+		return err
+	}
+	err = s.print(st, func(w io.Writer) {
+		fmt.Fprintf(w, "node\t%s\ncluster\t%s\nversion\t%s\nup\t%s\n\n", st.Node, st.Cluster, st.Version, short(st.Uptime))
+		fmt.Fprintln(w, "SHARD\tLEADER\tTERM\tAPPLIED\tHERE\tVOTERS\tSPARES")
+		for _, x := range st.Shards {
+			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t%s\n", x.Name, orDash(x.Leader), x.Term, x.Applied, x.Role, orDash(strings.Join(x.Voters, ",")), orDash(strings.Join(x.Spares, ",")))
+		}
+		fmt.Fprintln(w, "\nPART\tHEALTH\tDETAIL")
+		for _, p := range st.Parts {
+			h := "ok"
+			if !p.Healthy {
+				h = "FAILING"
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\n", p.Name, h, p.Message)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	for _, p := range st.Parts {
+		if !p.Healthy {
+			return exitCode(1)
+		}
+	}
+	return nil
+}
+
+type tokenCmd struct {
+	Create tokenCreateCmd `cmd:"" help:"Make a join token and print the join line."`
+	List   tokenListCmd   `cmd:"" help:"List the join tokens (never their secrets)."`
+	Revoke tokenRevokeCmd `cmd:"" help:"Make a join token worthless."`
+}
+
+type tokenCreateCmd struct {
+	targetFlag
+	output
+	TTL         time.Duration `name:"ttl" help:"Life of the token; 0 means for ever." default:"24h"`
+	MaxUses     int           `help:"How many nodes may join with it; 0 means any number." default:"0"`
+	Description string        `help:"What the token is for."`
+}
+
+func (t *tokenCreateCmd) Run(ctx context.Context) error {
+	c, err := t.client()
+	if err != nil {
+		return err
+	}
+	tok, err := c.CreateToken(ctx, client.TokenRequest{Description: t.Description, TTLSeconds: int64(t.TTL / time.Second), MaxUses: t.MaxUses})
+	if err != nil {
+		return err
+	}
+	ms, err := c.Members(ctx)
+	if err != nil {
+		return err
+	}
+	return t.print(tok, func(w io.Writer) {
+		fmt.Fprintln(w, tok.Text)
+		for _, m := range ms {
+			if m.Self {
+				fmt.Fprintf(w, "\nJoin a node with:\n  skein join %s --token %s\n", m.Address, tok.Text)
+			}
+		}
+	})
+}
+
+type tokenListCmd struct {
+	targetFlag
+	output
+}
+
+func (t *tokenListCmd) Run(ctx context.Context) error {
+	c, err := t.client()
+	if err != nil {
+		return err
+	}
+	ts, err := c.Tokens(ctx)
+	if err != nil {
+		return err
+	}
+	return t.print(ts, func(w io.Writer) {
+		fmt.Fprintln(w, "ID\tEXPIRES\tUSES\tDESCRIPTION")
+		for _, x := range ts {
+			exp, uses := "never", strconv.Itoa(x.Uses)
+			if x.Expires != nil {
+				exp = x.Expires.Format(time.RFC3339)
+			}
+			if x.MaxUses > 0 {
+				uses += "/" + strconv.Itoa(x.MaxUses)
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", x.ID, exp, uses, orDash(x.Description))
+		}
+	})
+}
+
+type tokenRevokeCmd struct {
+	targetFlag
+	ID string `arg:"" help:"ID of the token, or the token itself."`
+}
+
+func (t *tokenRevokeCmd) Run(ctx context.Context) error {
+	id := t.ID
+	if p := strings.Split(id, "."); len(p) == 4 { // a whole token: its ID is the third part
+		id = p[2]
+	}
+	c, err := t.client()
+	if err != nil {
+		return err
+	}
+	if err := c.RevokeToken(ctx, id); err != nil {
+		return err
+	}
+	fmt.Printf("token %s revoked\n", id)
+	return nil
+}
+
+type leaveCmd struct {
+	stateFlag
+}
+
+func (l *leaveCmd) Run(ctx context.Context) error {
+	if err := l.client().Leave(ctx); err != nil {
+		return err
+	}
+	fmt.Println("this node has left the cluster")
+	return nil
+}
+
+type kubeconfigCmd struct {
+	targetFlag
+	Server string `help:"URL of the node to talk to (default: this node's address)."`
+}
+
+func (k *kubeconfigCmd) Run(ctx context.Context) error {
+	c, err := k.client()
+	if err != nil {
+		return err
+	}
+	b, err := c.Kubeconfig(ctx, k.Server)
+	if err != nil {
+		return err
+	}
+	_, err = os.Stdout.Write(b)
+	return err
+}

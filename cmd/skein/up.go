@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"skein.io/skein/node/daemon"
+)
+
+// nodeFlags are the settings of a node; the configuration file has the same names.
+type nodeFlags struct {
+	Name          string            `help:"Node name, unique in the cluster." env:"SKEIN_NAME" default:"${hostname}"`
+	StateDir      string            `help:"Where the node keeps its state." type:"path" env:"SKEIN_STATE_DIR" default:"${state}"`
+	Address       string            `help:"IPv4 address that other nodes reach this one at (default: the one towards the default route)." env:"SKEIN_ADDRESS"`
+	Zone          string            `help:"Failure zone of the node: voters and pods spread over zones." env:"SKEIN_ZONE"`
+	Label         map[string]string `help:"Labels of the node (KEY=VALUE)." env:"SKEIN_LABELS" mapsep:","`
+	Voter         string            `help:"Whether this node may hold a vote in the store: auto, never or prefer." enum:"auto,never,prefer" env:"SKEIN_VOTER" default:"auto"`
+	Profile       string            `help:"Network profile of the failure detector: lan or edge." enum:"lan,edge" env:"SKEIN_PROFILE" default:"lan"`
+	CRIEndpoint   string            `name:"cri-endpoint" help:"Socket of a CRI runtime to use instead of the embedded containerd." env:"SKEIN_CRI_ENDPOINT"`
+	CgroupRoot    string            `help:"Cgroup, in every hierarchy, under which the node and its pods live." env:"SKEIN_CGROUP_ROOT" default:"/skein"`
+	Uplink        string            `help:"Network interface towards the other nodes (default: the one that has --address)." env:"SKEIN_UPLINK"`
+	PodCIDR       string            `name:"pod-cidr" help:"Pod addresses of the whole cluster (first node only)." env:"SKEIN_POD_CIDR" default:"10.244.0.0/16"`
+	ServiceCIDR   string            `name:"service-cidr" help:"Service addresses of the cluster (first node only)." env:"SKEIN_SERVICE_CIDR" default:"10.96.0.0/16"`
+	ClusterDomain string            `help:"DNS domain of the cluster (first node only)." env:"SKEIN_CLUSTER_DOMAIN" default:"cluster.local"`
+	EvictionGrace time.Duration     `help:"How long pods stay on a dead node before others replace them." env:"SKEIN_EVICTION_GRACE" default:"10s"`
+	LogLevel      string            `help:"debug, info, warn or error." enum:"debug,info,warn,error" env:"SKEIN_LOG_LEVEL" default:"info"`
+}
+
+func (f *nodeFlags) config() (daemon.Config, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(f.LogLevel)); err != nil {
+		return daemon.Config{}, err
+	}
+	c := daemon.Config{
+		Name: strings.ToLower(f.Name), StateDir: f.StateDir, Zone: f.Zone, Labels: f.Label, Voter: f.Voter, Profile: f.Profile,
+		CRIEndpoint: f.CRIEndpoint, CgroupRoot: f.CgroupRoot, Uplink: f.Uplink, ClusterDomain: f.ClusterDomain,
+		EvictionGrace: f.EvictionGrace, Out: os.Stdout,
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+	}
+	var err error
+	if f.Address == "" {
+		if c.Address, err = defaultAddress(); err != nil {
+			return c, err
+		}
+	} else if c.Address, err = netip.ParseAddr(f.Address); err != nil {
+		return c, fmt.Errorf("--address: %w", err)
+	}
+	if c.PodCIDR, err = netip.ParsePrefix(f.PodCIDR); err != nil {
+		return c, fmt.Errorf("--pod-cidr: %w", err)
+	}
+	if c.ServiceCIDR, err = netip.ParsePrefix(f.ServiceCIDR); err != nil {
+		return c, fmt.Errorf("--service-cidr: %w", err)
+	}
+	return c, nil
+}
+
+type upCmd struct {
+	nodeFlags
+}
+
+func (u *upCmd) Run(ctx context.Context) error {
+	c, err := u.config()
+	if err != nil {
+		return err
+	}
+	return daemon.Run(ctx, c, daemon.Intent{})
+}
+
+type joinCmd struct {
+	nodeFlags
+	Addresses []string `arg:"" name:"address" help:"Live members to try, in turn (HOST or HOST:PORT)."`
+	Token     string   `help:"Join token ('skein token create' on any node makes one)." env:"SKEIN_TOKEN" required:""`
+}
+
+func (j *joinCmd) Run(ctx context.Context) error {
+	c, err := j.config()
+	if err != nil {
+		return err
+	}
+	return daemon.Run(ctx, c, daemon.Intent{Join: j.Addresses, Token: j.Token})
+}

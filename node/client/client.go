@@ -1,0 +1,212 @@
+// Package client speaks Skein's own control API (/skein/v1/...): the part of a node that Kubernetes' API does not
+// have: the gossip view, the store's shards, join tokens, credentials, leaving. A root user on a node reaches it through
+// the node's unix socket; from elsewhere any node's port 6443 serves it to a client whose certificate RBAC allows.
+//
+// The types here are the wire format, used by the daemon's handlers too; they change only by adding fields.
+// Methods are safe for concurrent use. Package cmd and the daemon are its callers.
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// Member is one node as this node's gossip sees it.
+type Member struct {
+	Name    string `json:"name"`
+	Address string `json:"address"`
+	// Status is alive, suspect, dead or left: this node's own verdict.
+	Status string `json:"status"`
+	// SinceSeconds is how long the verdict has held, by this node's monotonic clock.
+	SinceSeconds float64 `json:"sinceSeconds"`
+	Zone         string  `json:"zone,omitempty"`
+	// Role held now: leader, voter, spare or none.
+	Role    string `json:"role"`
+	Version string `json:"version"`
+	// RTTMillis is the round-trip time that the network coordinates predict; negative when unknown.
+	RTTMillis float64 `json:"rttMillis"`
+	Self      bool    `json:"self,omitempty"`
+}
+
+// Shard is the state of one Raft group as this node sees it.
+type Shard struct {
+	Name    string   `json:"name"`
+	Leader  string   `json:"leader,omitempty"`
+	Term    uint64   `json:"term"`
+	Applied uint64   `json:"applied"`
+	Role    string   `json:"role"`
+	Voters  []string `json:"voters,omitempty"`
+	Spares  []string `json:"spares,omitempty"`
+}
+
+// Part is the health of one component of the node.
+type Part struct {
+	Name    string `json:"name"`
+	Healthy bool   `json:"healthy"`
+	Message string `json:"message,omitempty"`
+}
+
+// Status is what `skein status` shows.
+type Status struct {
+	Node    string  `json:"node"`
+	Cluster string  `json:"cluster"`
+	Version string  `json:"version"`
+	Uptime  float64 `json:"uptimeSeconds"`
+	Shards  []Shard `json:"shards"`
+	Parts   []Part  `json:"parts"`
+}
+
+// Token describes a join token; Text (the secret) is set only in the answer to its creation.
+type Token struct {
+	ID          string     `json:"id"`
+	Description string     `json:"description,omitempty"`
+	Created     time.Time  `json:"created"`
+	Expires     *time.Time `json:"expires,omitempty"`
+	Uses        int        `json:"uses"`
+	MaxUses     int        `json:"maxUses,omitempty"`
+	Text        string     `json:"text,omitempty"`
+}
+
+// TokenRequest asks for a new join token.
+type TokenRequest struct {
+	Description string `json:"description,omitempty"`
+	// TTLSeconds is the life of the token in seconds; 0 means that it never expires.
+	TTLSeconds int64 `json:"ttlSeconds"`
+	// MaxUses bounds how many nodes may join with it; 0 means any number.
+	MaxUses int `json:"maxUses,omitempty"`
+}
+
+// Error is a refusal by the daemon.
+type Error struct {
+	Code    int    `json:"code"`
+	Message string `json:"message"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Client talks to one node.
+type Client struct {
+	http *http.Client
+	base string
+	name string
+}
+
+// DefaultStateDir is where a node keeps its state unless told otherwise.
+const DefaultStateDir = "/var/lib/skein"
+
+// SocketPath is the control socket of the node whose state lies in dir.
+func SocketPath(dir string) string { return filepath.Join(dir, "skein.sock") }
+
+// Unix returns a client of the node on this machine.
+func Unix(socket string) *Client {
+	t := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}}
+	return &Client{http: &http.Client{Transport: t}, base: "http://skein", name: socket}
+}
+
+// HTTP returns a client of a remote node; base is its https URL and hc carries the credentials.
+func HTTP(base string, hc *http.Client) *Client { return &Client{http: hc, base: base, name: base} }
+
+// explain turns the errors that newcomers meet into what to do about them.
+func (c *Client) explain(err error) error {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("no Skein node runs here (%s does not exist): start one with 'skein up' or 'skein join', or name its state directory with --state-dir", c.name)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("the Skein node at %s does not answer: is it running? ('systemctl status skein', or start it with 'skein up')", c.name)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%s: permission denied: this command needs root", c.name)
+	}
+	return fmt.Errorf("%s: %w", c.name, err)
+}
+
+func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base+"/skein/v1/"+path, body)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return c.explain(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
+	if err != nil {
+		return c.explain(err)
+	}
+	if resp.StatusCode/100 != 2 {
+		e := &Error{Code: resp.StatusCode}
+		if json.Unmarshal(b, e) != nil || e.Message == "" {
+			e.Message = fmt.Sprintf("%s %s: %s", method, path, resp.Status)
+		}
+		return e
+	}
+	if raw, ok := out.(*[]byte); ok {
+		*raw = b
+		return nil
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(b, out); err != nil {
+		return fmt.Errorf("%s: unreadable answer to %s: %w", c.name, path, err)
+	}
+	return nil
+}
+
+// Members lists the cluster as the node's gossip sees it.
+func (c *Client) Members(ctx context.Context) (m []Member, err error) {
+	return m, c.do(ctx, http.MethodGet, "members", nil, &m)
+}
+
+// Status reports the node's shards and parts.
+func (c *Client) Status(ctx context.Context) (s Status, err error) {
+	return s, c.do(ctx, http.MethodGet, "status", nil, &s)
+}
+
+// CreateToken makes a join token; its Text can be read only here.
+func (c *Client) CreateToken(ctx context.Context, r TokenRequest) (t Token, err error) {
+	return t, c.do(ctx, http.MethodPost, "tokens", r, &t)
+}
+
+// Tokens lists the join tokens, without their secrets.
+func (c *Client) Tokens(ctx context.Context) (t []Token, err error) {
+	return t, c.do(ctx, http.MethodGet, "tokens", nil, &t)
+}
+
+// RevokeToken makes a join token worthless.
+func (c *Client) RevokeToken(ctx context.Context, id string) error {
+	return c.do(ctx, http.MethodDelete, "tokens/"+url.PathEscape(id), nil, nil)
+}
+
+// Leave takes the node out of the cluster: its pods elsewhere, its vote handed on, its state marked left.
+func (c *Client) Leave(ctx context.Context) error {
+	return c.do(ctx, http.MethodPost, "leave", nil, nil)
+}
+
+// Kubeconfig returns an administrator's kubeconfig, in YAML, whose server is the given URL (empty: the node itself).
+func (c *Client) Kubeconfig(ctx context.Context, server string) (b []byte, err error) {
+	return b, c.do(ctx, http.MethodGet, "kubeconfig?server="+url.QueryEscape(server), nil, &b)
+}
