@@ -1,0 +1,66 @@
+package etcdapi
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/kubernetes"
+	"go.etcd.io/etcd/server/v3/proxy/grpcproxy/adapter"
+
+	"skein.io/skein/consensus/internal/logbridge"
+)
+
+// keepAliveTimeout is how long clientv3 waits for the first answer of a lease's
+// keep-alive; the value of etcd's own in-process client.
+const keepAliveTimeout = time.Second
+
+type clusterServer struct {
+	pb.UnimplementedClusterServer
+	r Replica
+}
+
+// NewCluster returns the Cluster service of a replica: it lists the members.
+// They are changed by package members alone.
+func NewCluster(r Replica) pb.ClusterServer { return &clusterServer{r: r} }
+
+func (s *clusterServer) MemberList(ctx context.Context, _ *pb.MemberListRequest) (*pb.MemberListResponse, error) {
+	members, err := s.r.Members(ctx)
+	if err != nil {
+		return nil, Error(err)
+	}
+	return &pb.MemberListResponse{Header: header(s.r, 0), Members: members}, nil
+}
+
+// NewClient returns a client of the replica in this process: no socket, no
+// marshalling, requests and responses are passed by pointer. The values of a
+// request's context reach the server. It does not retry, and needs to be closed.
+func NewClient(r Replica, log *slog.Logger) *kubernetes.Client {
+	c := clientv3.NewCtxClient(context.Background(), clientv3.WithZapLogger(logbridge.Zap(log)))
+	c.KV = clientv3.NewKVFromKVClient(adapter.KvServerToKvClient(NewKV(r)), c)
+	c.Lease = clientv3.NewLeaseFromLeaseClient(adapter.LeaseServerToLeaseClient(NewLease(r)), c, keepAliveTimeout)
+	c.Watcher = quietWatcher{clientv3.NewWatchFromWatchClient(adapter.WatchServerToWatchClient(NewWatch(r)), c)}
+	c.Maintenance = clientv3.NewMaintenanceFromMaintenanceClient(adapter.MaintenanceServerToMaintenanceClient(NewMaintenance(r)), c)
+	c.Cluster = clientv3.NewClusterFromClusterClient(adapter.ClusterServerToClusterClient(NewCluster(r)), c)
+	k := &kubernetes.Client{Client: c}
+	k.Kubernetes = k
+	return k
+}
+
+// quietContext hides a context's values from formatting: clientv3 keys its
+// streams by the printed metadata, and printing values of others is a data race.
+type quietContext struct{ context.Context }
+
+func (quietContext) String() string { return "skein" }
+
+type quietWatcher struct{ clientv3.Watcher }
+
+func (w quietWatcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
+	return w.Watcher.Watch(quietContext{ctx}, key, opts...)
+}
+
+func (w quietWatcher) RequestProgress(ctx context.Context) error {
+	return w.Watcher.RequestProgress(quietContext{ctx})
+}

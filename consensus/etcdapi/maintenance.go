@@ -1,0 +1,119 @@
+package etcdapi
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"hash"
+	"io"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/api/v3/version"
+)
+
+// storageVersion is etcd's schema version of the database.
+const storageVersion = "3.6.0"
+
+// snapshotBlob is the size of a part of a snapshot stream; etcd's.
+const snapshotBlob = 32 << 10
+
+type maintenanceServer struct {
+	pb.UnimplementedMaintenanceServer
+	r Replica
+}
+
+// NewMaintenance returns the Maintenance service of a replica. Alarms, the
+// downgrade protocol and what else etcd's cluster version needs do not exist
+// here; those calls report that there is nothing, or are unimplemented.
+func NewMaintenance(r Replica) pb.MaintenanceServer { return &maintenanceServer{r: r} }
+
+func (s *maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*pb.StatusResponse, error) {
+	m := s.r.Machine()
+	leader, term := s.r.Leader()
+	total, used := m.Size()
+	resp := &pb.StatusResponse{
+		Header: header(s.r, m.Rev()), Version: version.Version, StorageVersion: storageVersion,
+		Leader: leader, RaftTerm: term, RaftIndex: m.Applied(), RaftAppliedIndex: m.Applied(),
+		DbSize: total, DbSizeInUse: used, DowngradeInfo: &pb.DowngradeInfo{},
+	}
+	if leader == 0 {
+		resp.Errors = append(resp.Errors, rpctypes.ErrNoLeader.Error())
+		return resp, nil
+	}
+	members, err := s.r.Members(ctx)
+	if err != nil {
+		resp.Errors = append(resp.Errors, err.Error())
+	}
+	for _, x := range members {
+		if x.ID == s.r.ID() {
+			resp.IsLearner = x.IsLearner
+		}
+	}
+	return resp, nil
+}
+
+func (s *maintenanceServer) Alarm(context.Context, *pb.AlarmRequest) (*pb.AlarmResponse, error) {
+	return &pb.AlarmResponse{Header: header(s.r, s.r.Machine().Rev())}, nil
+}
+
+func (s *maintenanceServer) Defragment(context.Context, *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
+	if err := s.r.Machine().Defragment(); err != nil {
+		return nil, Error(err)
+	}
+	return &pb.DefragmentResponse{Header: header(s.r, s.r.Machine().Rev())}, nil
+}
+
+func (s *maintenanceServer) Hash(context.Context, *pb.HashRequest) (*pb.HashResponse, error) {
+	h, rev, err := s.r.Machine().Hash()
+	if err != nil {
+		return nil, Error(err)
+	}
+	return &pb.HashResponse{Header: header(s.r, rev), Hash: h}, nil
+}
+
+func (s *maintenanceServer) HashKV(_ context.Context, q *pb.HashKVRequest) (*pb.HashKVResponse, error) {
+	h, rev, err := s.r.Machine().HashKV(q.Revision)
+	if err != nil {
+		return nil, Error(err)
+	}
+	return &pb.HashKVResponse{Header: header(s.r, rev), Hash: h.Hash, CompactRevision: h.CompactRevision, HashRevision: h.Revision}, nil
+}
+
+func (s *maintenanceServer) MoveLeader(ctx context.Context, q *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
+	if err := s.r.TransferLeader(ctx, q.TargetID); err != nil {
+		return nil, Error(err)
+	}
+	return &pb.MoveLeaderResponse{Header: header(s.r, s.r.Machine().Rev())}, nil
+}
+
+// Snapshot streams the database and then its SHA-256, as etcd does.
+func (s *maintenanceServer) Snapshot(_ *pb.SnapshotRequest, stream pb.Maintenance_SnapshotServer) error {
+	w := &snapshotWriter{stream: stream, sum: sha256.New()}
+	if err := s.r.Machine().Dump(w, func(n int64) { w.left = n }); err != nil {
+		return Error(err)
+	}
+	if w.left != 0 {
+		return Error(io.ErrUnexpectedEOF)
+	}
+	return stream.Send(&pb.SnapshotResponse{Blob: w.sum.Sum(nil), Version: storageVersion})
+}
+
+type snapshotWriter struct {
+	stream pb.Maintenance_SnapshotServer
+	sum    hash.Hash
+	left   int64
+}
+
+func (w *snapshotWriter) Write(p []byte) (int, error) {
+	for n := 0; n < len(p); {
+		blob := bytes.Clone(p[n:min(len(p), n+snapshotBlob)]) // Send may keep it
+		n += len(blob)
+		w.left -= int64(len(blob))
+		w.sum.Write(blob)
+		if err := w.stream.Send(&pb.SnapshotResponse{RemainingBytes: uint64(w.left), Blob: blob, Version: storageVersion}); err != nil {
+			return n, err
+		}
+	}
+	return len(p), nil
+}

@@ -1,0 +1,271 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/server/v3/lease"
+
+	"skein.io/skein/consensus/shard"
+)
+
+// callTimeout bounds a call between two nodes, dialling included.
+const callTimeout = 2 * time.Second
+
+// A call is a small question from host to host on the Raft port. Unknown fields
+// are ignored, an unknown method is an error, so versions may differ by one.
+type callRequest struct {
+	Method  string `json:"method"`
+	Shard   uint64 `json:"shard"`
+	Replica uint64 `json:"replica,omitempty"`
+	Lease   int64  `json:"lease,omitempty"`
+	Keys    bool   `json:"keys,omitempty"`
+}
+
+type callResponse struct {
+	Error   string   `json:"error,omitempty"`
+	Code    callCode `json:"code,omitempty"`
+	Removed bool     `json:"removed,omitempty"`
+	Replica uint64   `json:"replica,omitempty"`
+	Applied uint64   `json:"applied,omitempty"`
+	Ready   bool     `json:"ready,omitempty"`
+	TTL     int64    `json:"ttl,omitempty"`
+	Granted int64    `json:"granted,omitempty"`
+	Keys    [][]byte `json:"keys,omitempty"`
+}
+
+// callCode lets errors keep their identity over the wire.
+type callCode string
+
+const (
+	codeNoReplica  callCode = "no-replica"
+	codeNotPrimary callCode = "not-primary"
+	codeNoLease    callCode = "no-lease"
+)
+
+var callErrors = map[callCode]error{
+	codeNoReplica: ErrNoReplica, codeNotPrimary: lease.ErrNotPrimary, codeNoLease: lease.ErrLeaseNotFound,
+}
+
+const (
+	methodRemoved  = "removed"  // is that replica removed for ever?
+	methodProgress = "progress" // which replica do you have, and how far is it?
+	methodRenew    = "renew"    // renew a lease (primary lessor)
+	methodTTL      = "ttl"      // time to live of a lease (primary lessor)
+)
+
+// answer runs on the transport's goroutines.
+func (h *Host) answer(ctx context.Context, b []byte) []byte {
+	var q callRequest
+	var resp callResponse
+	err := json.Unmarshal(b, &q)
+	if err == nil {
+		resp, err = h.handleCall(ctx, q)
+	}
+	if err != nil {
+		resp = callResponse{Error: err.Error()}
+		for code, e := range callErrors {
+			if errors.Is(err, e) {
+				resp.Code = code
+			}
+		}
+	}
+	out, err := json.Marshal(resp)
+	if err != nil {
+		panic(err) // plain types only
+	}
+	return out
+}
+
+func (h *Host) handleCall(ctx context.Context, q callRequest) (resp callResponse, err error) {
+	r := h.replica(shard.ID(q.Shard))
+	if r == nil || r.ctx.Err() != nil {
+		return resp, ErrNoReplica
+	}
+	switch q.Method {
+	case methodRemoved:
+		// A removal is for ever, so an old copy that has it is as good as a new one.
+		m := r.membership.Load()
+		if m != nil {
+			_, resp.Removed = m.Removed[q.Replica]
+		}
+		if !resp.Removed {
+			if m, err = r.readMembership(ctx); err == nil {
+				_, resp.Removed = m.Removed[q.Replica]
+			}
+		}
+	case methodProgress:
+		resp.Replica, resp.Applied, resp.Ready = r.id, r.machine.Applied(), r.isReady()
+	case methodRenew:
+		resp.TTL, err = r.renewHere(ctx, q.Lease)
+	case methodTTL:
+		var t *pb.LeaseTimeToLiveResponse
+		if t, err = r.ttlHere(ctx, q.Lease, q.Keys); err == nil {
+			resp.TTL, resp.Granted, resp.Keys = t.TTL, t.GrantedTTL, t.Keys
+		}
+	default:
+		err = fmt.Errorf("unknown method %q", q.Method)
+	}
+	return resp, err
+}
+
+func (h *Host) call(ctx context.Context, nodeHostID string, q callRequest) (resp callResponse, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("ask node %s (%s): %w", h.cfg.Name(nodeHostID), q.Method, err)
+		}
+	}()
+	req, err := json.Marshal(q)
+	if err != nil {
+		return resp, err
+	}
+	target, err := h.reg.target(nodeHostID)
+	if err != nil {
+		return resp, err
+	}
+	b, err := h.trans.call(ctx, target, req)
+	if err != nil {
+		return resp, err
+	}
+	if err := json.Unmarshal(b, &resp); err != nil {
+		return resp, err
+	}
+	if resp.Error != "" {
+		if known := callErrors[resp.Code]; known != nil {
+			return resp, known
+		}
+		return resp, errors.New(resp.Error)
+	}
+	return resp, nil
+}
+
+func (h *Host) askRemoved(ctx context.Context, nodeHostID string, shardID, replicaID uint64) (bool, error) {
+	resp, err := h.call(ctx, nodeHostID, callRequest{Method: methodRemoved, Shard: shardID, Replica: replicaID})
+	return resp.Removed, err
+}
+
+// Progress of a replica.
+type Progress struct {
+	Replica uint64
+	// Applied is the log index up to which it is applied.
+	Applied uint64
+	// Ready as in Host.Ready.
+	Ready bool
+}
+
+// Progress asks a node how far its replica of a shard is. The error is
+// ErrNoReplica when it has none.
+func (h *Host) Progress(ctx context.Context, nodeHostID, shardName string) (Progress, error) {
+	s, ok := h.cfg.Shards.ByName(shardName)
+	if !ok {
+		return Progress{}, fmt.Errorf("%w: %q", ErrUnknownShard, shardName)
+	}
+	q := callRequest{Method: methodProgress, Shard: uint64(s.ID)}
+	var resp callResponse
+	var err error
+	if nodeHostID == h.NodeHostID() {
+		resp, err = h.handleCall(ctx, q)
+	} else {
+		resp, err = h.call(ctx, nodeHostID, q)
+	}
+	return Progress{Replica: resp.Replica, Applied: resp.Applied, Ready: resp.Ready}, err
+}
+
+// RenewLease implements etcdapi.Replica: on the primary lessor, wherever it is.
+func (r *replica) RenewLease(ctx context.Context, id int64) (ttl int64, err error) {
+	err = r.atPrimary(ctx,
+		func(ctx context.Context) error { ttl, err = r.renewHere(ctx, id); return err },
+		callRequest{Method: methodRenew, Lease: id}, func(resp callResponse) { ttl = resp.TTL })
+	return ttl, err
+}
+
+// LeaseTTL implements etcdapi.Replica.
+func (r *replica) LeaseTTL(ctx context.Context, id int64, keys bool) (resp *pb.LeaseTimeToLiveResponse, err error) {
+	err = r.atPrimary(ctx,
+		func(ctx context.Context) error { resp, err = r.ttlHere(ctx, id, keys); return err },
+		callRequest{Method: methodTTL, Lease: id, Keys: keys}, func(c callResponse) {
+			resp = &pb.LeaseTimeToLiveResponse{ID: id, TTL: c.TTL, GrantedTTL: c.Granted, Keys: c.Keys}
+		})
+	return resp, err
+}
+
+// atPrimary does something here if this is the primary lessor, and else asks the
+// leader, until one of them is it.
+func (r *replica) atPrimary(ctx context.Context, here func(context.Context) error, q callRequest, there func(callResponse)) error {
+	ctx, cancel := r.deadline(ctx)
+	defer cancel()
+	q.Shard = uint64(r.shard.ID)
+	for {
+		changed := r.wait()
+		var err error = lease.ErrNotPrimary
+		if r.primary.Load() != 0 {
+			err = here(ctx)
+		} else if target, ok := r.leaderTarget(); ok {
+			var resp callResponse
+			if resp, err = r.h.call(ctx, target, q); err == nil {
+				there(resp)
+			}
+		}
+		if err == nil || errors.Is(err, lease.ErrLeaseNotFound) {
+			return err
+		}
+		if err := r.pause(ctx, changed); err != nil {
+			return err
+		}
+	}
+}
+
+// leaderTarget is the NodeHostID of another node that leads.
+func (r *replica) leaderTarget() (string, bool) {
+	leader, _ := r.Leader()
+	m := r.membership.Load()
+	if leader == 0 || leader == r.id || m == nil {
+		return "", false
+	}
+	target, ok := m.Nodes[leader]
+	if !ok {
+		r.kickMembership()
+	}
+	return target, ok
+}
+
+func (r *replica) renewHere(ctx context.Context, id int64) (int64, error) {
+	if r.primary.Load() == 0 {
+		return 0, lease.ErrNotPrimary
+	}
+	if err := r.ReadIndex(ctx); err != nil { // still the leader, and caught up
+		return 0, err
+	}
+	return r.machine.RenewLease(id)
+}
+
+func (r *replica) ttlHere(ctx context.Context, id int64, keys bool) (*pb.LeaseTimeToLiveResponse, error) {
+	if r.primary.Load() == 0 {
+		return nil, lease.ErrNotPrimary
+	}
+	if err := r.ReadIndex(ctx); err != nil {
+		return nil, err
+	}
+	resp := &pb.LeaseTimeToLiveResponse{ID: id, TTL: -1}
+	l := r.machine.Lease(id)
+	if l == nil {
+		return resp, nil
+	}
+	if l.Demoted() {
+		return nil, lease.ErrNotPrimary
+	}
+	resp.TTL, resp.GrantedTTL = int64(l.Remaining().Seconds()), l.TTL()
+	if keys {
+		names := l.Keys()
+		slices.Sort(names)
+		for _, k := range names {
+			resp.Keys = append(resp.Keys, []byte(k))
+		}
+	}
+	return resp, nil
+}

@@ -1,0 +1,311 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/lni/dragonboat/v4"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/server/v3/lease"
+
+	"skein.io/skein/consensus/mvcc"
+	"skein.io/skein/consensus/shard"
+)
+
+const (
+	// commandTimeout bounds one attempt to put a leader or fence command into the
+	// log; a failed attempt is repeated after commandPause.
+	commandTimeout = time.Second
+	commandPause   = 50 * time.Millisecond
+	// revocations is how many expired leases are revoked at the same time.
+	revocations = 16
+)
+
+// setLeader is called by dragonboat's event goroutine.
+func (r *replica) setLeader(leader, term uint64) {
+	r.mu.Lock()
+	was := r.leader
+	r.leader, r.term = leader, term
+	close(r.changed)
+	r.changed = make(chan struct{})
+	r.mu.Unlock()
+	if leader != was {
+		r.log.Info("leader changed", "leader", leader, "term", term)
+	}
+	r.h.notify()
+}
+
+// reign returns the term in which this replica leads and its Leader command is
+// applied, 0 if it does not, and a channel that is closed when that may change.
+func (r *replica) reign() (uint64, <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.leader == r.id && r.ctx.Err() == nil && r.machine.LeaderTerm() == r.term {
+		return r.term, r.changed
+	}
+	return 0, r.changed
+}
+
+// leadershipLoop opens the epoch of this replica's leaderships and makes it the
+// primary lessor while they last. It alone promotes and demotes, so the two
+// cannot overtake each other.
+func (r *replica) leadershipLoop() {
+	for {
+		changed := r.wait()
+		leader, term := r.Leader()
+		switch epoch := r.machine.LeaderTerm(); {
+		case leader != r.id || epoch > term:
+			if r.primary.Swap(0) != 0 {
+				r.machine.DemoteLessor()
+			}
+		case epoch < term:
+			if err := r.command(r.ctx, mvcc.Command{Kind: mvcc.KindLeader, Term: term, Replica: r.id}); err != nil {
+				r.log.Debug("the leader command was not accepted", "term", term, "error", err)
+				select {
+				case <-r.ctx.Done():
+				case <-time.After(commandPause):
+				}
+				changed = nil // try again
+			}
+		case r.primary.Load() != term:
+			r.machine.PromoteLessor(r.ElectionTimeout())
+			r.primary.Store(term)
+			r.h.notify()
+		}
+		if changed == nil && r.ctx.Err() == nil {
+			continue
+		}
+		select {
+		case <-changed:
+		case <-r.ctx.Done():
+			r.primary.Store(0)
+			r.machine.DemoteLessor()
+			return
+		}
+	}
+}
+
+// command puts a leader or fence command into the log and waits until it is
+// applied here.
+func (r *replica) command(ctx context.Context, c mvcc.Command) error {
+	data, err := c.Encode()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	_, err = r.h.nh.SyncPropose(ctx, r.session[0], data)
+	return err
+}
+
+// expiryLoop revokes what has expired while this replica is the primary lessor.
+// The revocation is bound to its epoch: a deposed primary cannot expire a lease
+// that its successor has renewed.
+func (r *replica) expiryLoop() {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	slots := make(chan struct{}, revocations)
+	for {
+		select {
+		case <-r.ctx.Done():
+			return
+		case ls := <-r.machine.ExpiredLeases():
+			epoch := r.primary.Load()
+			if epoch == 0 {
+				continue
+			}
+			for _, l := range ls {
+				select {
+				case slots <- struct{}{}:
+				case <-r.ctx.Done():
+					return
+				}
+				wg.Go(func() {
+					defer func() { <-slots }()
+					_, err := r.propose(r.ctx, &pb.InternalRaftRequest{LeaseRevoke: &pb.LeaseRevokeRequest{ID: int64(l.ID)}}, epoch)
+					if err != nil && !errors.Is(err, lease.ErrLeaseNotFound) && r.ctx.Err() == nil {
+						r.log.Debug("lease not revoked", "lease", l.ID, "error", err) // the lessor reports it again
+					}
+				})
+			}
+		}
+	}
+}
+
+// checkpointLeases is called by the lessor's own goroutine.
+func (r *replica) checkpointLeases(ctx context.Context, c *pb.LeaseCheckpointRequest) error {
+	epoch := r.primary.Load()
+	if epoch == 0 {
+		return lease.ErrNotPrimary
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(r.ctx, cancel)()
+	_, err := r.propose(ctx, &pb.InternalRaftRequest{LeaseCheckpoint: c}, epoch)
+	return err
+}
+
+// Lead calls f whenever this node leads the shard, with the term that it leads
+// in, one call at a time, until ctx ends; it returns after f has. Before f starts
+// the term's fence is applied: to the shard, and when the shard is shard.System
+// to all shards. f's context carries the term (WithTerm) and ends at once when
+// this node leads no more, so f has to return then. If f returns earlier, it is
+// called again in the next term only.
+func (h *Host) Lead(ctx context.Context, shardName string, f func(ctx context.Context, term uint64)) error {
+	s, ok := h.cfg.Shards.ByName(shardName)
+	if !ok {
+		return fmt.Errorf("%w: %q", ErrUnknownShard, shardName)
+	}
+	changes, unsubscribe := h.Subscribe()
+	defer unsubscribe()
+	var served uint64
+	for {
+		var changed <-chan struct{}
+		if r := h.replica(s.ID); r != nil {
+			var term uint64
+			if term, changed = r.reign(); term != 0 && term != served {
+				if err := h.raiseFence(ctx, r, term); err == nil {
+					served = term
+					h.reignIn(ctx, r, term, f)
+				} else {
+					h.log.Debug("fence not raised", "shard", s.Name, "term", term, "error", err)
+					changed = closedAfter(commandPause)
+				}
+				if ctx.Err() == nil && served == term {
+					continue
+				}
+			}
+		}
+		select {
+		case <-changed:
+		case <-changes:
+		case <-ctx.Done():
+			return nil
+		case <-h.ctx.Done():
+			return ErrClosed
+		}
+	}
+}
+
+func closedAfter(d time.Duration) <-chan struct{} {
+	c := make(chan struct{})
+	time.AfterFunc(d, func() { close(c) })
+	return c
+}
+
+// reignIn runs f until it returns, and ends its context with the term.
+func (h *Host) reignIn(ctx context.Context, r *replica, term uint64, f func(context.Context, uint64)) {
+	ctx, cancel := context.WithCancel(WithTerm(ctx, term))
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f(ctx, term)
+	}()
+	for {
+		now, changed := r.reign()
+		if now != term {
+			cancel()
+			<-done
+			return
+		}
+		select {
+		case <-changed:
+		case <-r.ctx.Done():
+		case <-done:
+			return
+		}
+	}
+}
+
+// raiseFence makes the shards refuse what acts for earlier leaders.
+func (h *Host) raiseFence(ctx context.Context, r *replica, term uint64) error {
+	targets := []*replica{r}
+	if r.shard.ID == shard.System {
+		targets = targets[:0]
+		for _, s := range h.cfg.Shards.Shards() {
+			t := h.replica(s.ID)
+			if t == nil {
+				return fmt.Errorf("%w: %s", ErrNoReplica, s.Name)
+			}
+			targets = append(targets, t)
+		}
+	}
+	for _, t := range targets {
+		if t.machine.FenceTerm() < term {
+			if err := t.command(ctx, mvcc.Command{Kind: mvcc.KindFence, Term: term}); err != nil {
+				return err
+			}
+		}
+		if seen := t.machine.FenceTerm(); seen != term {
+			return fmt.Errorf("%w: shard %s has seen term %d", ErrFenced, t.shard.Name, seen)
+		}
+	}
+	return nil
+}
+
+var errNothingToHandOver = errors.New("host: not the leader, or no other voter")
+
+// TransferLeadership hands the leadership of a shard that this node leads to the
+// replica `to`, or with 0 to any other voter whose address is known. It returns
+// when this node leads no more.
+func (h *Host) TransferLeadership(ctx context.Context, shardName string, to uint64) error {
+	r, err := h.byName(shardName)
+	if err != nil {
+		return err
+	}
+	return r.handOver(ctx, to)
+}
+
+// TransferLeader implements etcdapi.Replica.
+func (r *replica) TransferLeader(ctx context.Context, to uint64) error { return r.handOver(ctx, to) }
+
+func (r *replica) handOver(ctx context.Context, to uint64) error {
+	if !r.Leads() {
+		return errNothingToHandOver
+	}
+	for to == 0 {
+		m := r.membership.Load()
+		if m == nil {
+			return errNothingToHandOver
+		}
+		to = r.bestHeir(ctx, m)
+		if to == 0 {
+			return errNothingToHandOver
+		}
+	}
+	for {
+		changed := r.wait()
+		if !r.Leads() {
+			return nil
+		}
+		err := r.h.nh.RequestLeaderTransfer(uint64(r.shard.ID), to)
+		if err != nil && !errors.Is(err, dragonboat.ErrSystemBusy) {
+			return fmt.Errorf("transfer shard %s to replica %d: %w", r.shard.Name, to, err)
+		}
+		select {
+		case <-changed:
+		case <-time.After(r.ElectionTimeout()):
+		case <-ctx.Done():
+			return fmt.Errorf("transfer shard %s to replica %d: %w", r.shard.Name, to, ctx.Err())
+		}
+	}
+}
+
+// bestHeir is the other voter that answers and has applied most.
+func (r *replica) bestHeir(ctx context.Context, m *dragonboat.Membership) (best uint64) {
+	var applied uint64
+	for id, target := range m.Nodes {
+		if id == r.id {
+			continue
+		}
+		p, err := r.h.Progress(ctx, target, r.shard.Name)
+		if err == nil && p.Replica == id && (best == 0 || p.Applied > applied) {
+			best, applied = id, p.Applied
+		}
+	}
+	return best
+}

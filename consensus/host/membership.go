@@ -1,0 +1,254 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/lni/dragonboat/v4"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+)
+
+const (
+	// askAfter elections without a leader a replica asks whether it is still a
+	// member, and again every askEvery.
+	askAfter = 4
+	askEvery = 3 * time.Second
+	// logCheck is how often the log's size is looked at.
+	logCheck = 2 * time.Second
+	// bytesOverhead entries are kept when the log is cut because of its size.
+	bytesOverhead = 500
+)
+
+// Removed tells of a replica that lost its membership.
+type Removed struct {
+	Shard   string
+	Replica uint64
+	// Reason says how it is known.
+	Reason string
+}
+
+// Membership of a shard.
+type Membership struct {
+	// ConfigChangeID is the log index of the last change. It grows with every
+	// change, and a change that was decided on an older one is refused.
+	ConfigChangeID uint64
+	// Voters and NonVoters: NodeHostID by replica ID.
+	Voters, NonVoters map[uint64]string
+	// Removed replica IDs; they never come back.
+	Removed []uint64
+}
+
+func convertMembership(m *dragonboat.Membership) Membership {
+	return Membership{
+		ConfigChangeID: m.ConfigChangeID, Voters: maps.Clone(m.Nodes), NonVoters: maps.Clone(m.NonVotings),
+		Removed: slices.Sorted(maps.Keys(m.Removed)),
+	}
+}
+
+// Membership reads the membership of a shard, linearizably.
+func (h *Host) Membership(ctx context.Context, shardName string) (Membership, error) {
+	r, err := h.byName(shardName)
+	if err != nil {
+		return Membership{}, err
+	}
+	m, err := r.readMembership(ctx)
+	if err != nil {
+		return Membership{}, err
+	}
+	return convertMembership(m), nil
+}
+
+func (r *replica) readMembership(ctx context.Context) (*dragonboat.Membership, error) {
+	ctx, cancel := r.deadline(ctx)
+	defer cancel()
+	if err := r.ReadIndex(ctx); err != nil { // waits out an election
+		return nil, fmt.Errorf("membership of shard %s: %w", r.shard.Name, err)
+	}
+	m, err := r.h.nh.SyncGetShardMembership(ctx, uint64(r.shard.ID))
+	if err != nil {
+		return nil, fmt.Errorf("membership of shard %s: %w", r.shard.Name, err)
+	}
+	r.membership.Store(m)
+	return m, nil
+}
+
+// Members implements etcdapi.Replica.
+func (r *replica) Members(ctx context.Context) ([]*pb.Member, error) {
+	m, err := r.readMembership(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []*pb.Member
+	add := func(set map[uint64]string, learner bool) {
+		for id, target := range set {
+			x := &pb.Member{ID: id, Name: r.h.cfg.Name(target), IsLearner: learner}
+			if addr, ok := r.h.cfg.Resolve(target); ok {
+				x.PeerURLs = []string{"https://" + addr}
+			}
+			out = append(out, x)
+		}
+	}
+	add(m.Nodes, false)
+	add(m.NonVotings, true)
+	slices.SortFunc(out, func(a, b *pb.Member) int { return int(int64(a.ID) - int64(b.ID)) })
+	return out, nil
+}
+
+// Change is one step of a membership.
+type Change int
+
+// The steps. A replica always begins as non-voting.
+const (
+	AddNonVoter Change = iota + 1
+	Promote
+	Remove
+)
+
+// ErrChangeRejected is returned when another change was applied since the
+// membership was read, or when Raft refuses the change.
+var ErrChangeRejected = errors.New("host: membership change rejected")
+
+// ChangeMembership applies one step, decided on the membership with the given
+// ConfigChangeID. nodeHostID is needed to add and to promote. A timeout leaves
+// open whether it was applied: read the membership again.
+func (h *Host) ChangeMembership(ctx context.Context, shardName string, c Change, replicaID uint64, nodeHostID string, decidedOn uint64) error {
+	r, err := h.byName(shardName)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := r.deadline(ctx)
+	defer cancel()
+	id := uint64(r.shard.ID)
+	switch c {
+	case AddNonVoter:
+		err = h.nh.SyncRequestAddNonVoting(ctx, id, replicaID, nodeHostID, decidedOn)
+	case Promote:
+		err = h.nh.SyncRequestAddReplica(ctx, id, replicaID, nodeHostID, decidedOn)
+	case Remove:
+		err = h.nh.SyncRequestDeleteReplica(ctx, id, replicaID, decidedOn)
+	default:
+		return fmt.Errorf("host: unknown membership change %d", c)
+	}
+	if errors.Is(err, dragonboat.ErrRejected) {
+		err = ErrChangeRejected
+	}
+	if err != nil {
+		return fmt.Errorf("shard %s, replica %d: %w", r.shard.Name, replicaID, err)
+	}
+	return nil
+}
+
+func (r *replica) kickMembership() {
+	select {
+	case r.memberKick <- struct{}{}:
+	default:
+	}
+}
+
+// membershipLoop keeps the local copy of the membership, and finds out when this
+// replica has been removed while it could not see it: then nobody talks to it any
+// more, and it would wait for a leader for ever.
+func (r *replica) membershipLoop() {
+	r.kickMembership()
+	lost := time.NewTicker(askEvery)
+	defer lost.Stop()
+	for {
+		select {
+		case <-r.ctx.Done():
+			return
+		case <-r.memberKick:
+			ctx, cancel := r.deadline(r.ctx)
+			_, err := r.readMembership(ctx)
+			cancel()
+			if err != nil && r.ctx.Err() == nil {
+				r.log.Debug("cannot read the membership", "error", err)
+				select {
+				case <-r.ctx.Done():
+				case <-time.After(commandPause):
+					r.askIfRemoved()
+					r.kickMembership()
+				}
+				continue
+			}
+			r.h.notify()
+		case <-lost.C:
+			r.askIfRemoved()
+		}
+	}
+}
+
+func (r *replica) askIfRemoved() {
+	if r.SinceContact() < askAfter*r.ElectionTimeout() || r.ctx.Err() != nil {
+		return
+	}
+	peers := map[string]bool{}
+	for _, p := range r.h.cfg.Peers() {
+		peers[p] = true
+	}
+	if m := r.membership.Load(); m != nil {
+		for _, p := range m.Nodes {
+			peers[p] = true
+		}
+	}
+	delete(peers, r.h.NodeHostID())
+	for p := range peers {
+		removed, err := r.h.askRemoved(r.ctx, p, uint64(r.shard.ID), r.id)
+		if err == nil && removed {
+			r.markRemoved("node " + r.h.cfg.Name(p) + " has its removal in its log")
+			return
+		}
+	}
+}
+
+// markRemoved may be called on dragonboat's event goroutine.
+func (r *replica) markRemoved(reason string) {
+	select {
+	case r.removal <- reason:
+	default:
+	}
+}
+
+// removalLoop stops the replica when it has been removed, and reports it.
+func (r *replica) removalLoop() {
+	select {
+	case <-r.ctx.Done():
+		return
+	case reason := <-r.removal:
+		r.log.Warn("this node's replica has been removed from the shard", "reason", reason)
+		r.h.op.Lock()
+		r.h.stop(r)
+		r.h.op.Unlock()
+		r.h.cfg.OnRemoved(Removed{Shard: r.shard.Name, Replica: r.id, Reason: reason})
+	}
+}
+
+// logSizeLoop cuts the log when it has grown by MaxLogBytes; the number of
+// entries is bounded by dragonboat itself.
+func (r *replica) logSizeLoop() {
+	t := time.NewTicker(logCheck)
+	defer t.Stop()
+	var cut uint64
+	for {
+		select {
+		case <-r.ctx.Done():
+			return
+		case <-t.C:
+		}
+		now := r.machine.AppliedBytes()
+		if now-cut < r.h.cfg.MaxLogBytes {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(r.ctx, time.Minute)
+		_, err := r.h.nh.SyncRequestSnapshot(ctx, uint64(r.shard.ID), dragonboat.SnapshotOption{OverrideCompactionOverhead: true, CompactionOverhead: bytesOverhead})
+		cancel()
+		if err != nil && !errors.Is(err, dragonboat.ErrRejected) { // rejected: one has just been made
+			r.log.Debug("cannot cut the log", "error", err)
+			continue
+		}
+		cut = now
+	}
+}

@@ -1,0 +1,87 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/lni/dragonboat/v4/config"
+	"github.com/lni/dragonboat/v4/raftio"
+)
+
+var errUnknownTarget = errors.New("host: address of the peer unknown")
+
+// registry maps replicas to NodeHostIDs, as the membership says, and those to
+// addresses, as the resolver says at the moment. It implements dragonboat's
+// NodeRegistryFactory and INodeRegistry.
+type registry struct {
+	resolve func(nodeHostID string) (string, bool)
+
+	mu sync.RWMutex // guards m
+	m  map[raftio.NodeInfo]string
+}
+
+var (
+	_ config.NodeRegistryFactory = (*registry)(nil)
+	_ raftio.INodeRegistry       = (*registry)(nil)
+)
+
+func newRegistry(resolve func(string) (string, bool)) *registry {
+	return &registry{resolve: resolve, m: map[raftio.NodeInfo]string{}}
+}
+
+func (r *registry) Create(string, uint64, config.TargetValidator) (raftio.INodeRegistry, error) {
+	return r, nil
+}
+
+func (r *registry) Close() error { return nil }
+
+func (r *registry) Add(shardID, replicaID uint64, nodeHostID string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.m[raftio.GetNodeInfo(shardID, replicaID)] = nodeHostID
+}
+
+func (r *registry) Remove(shardID, replicaID uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.m, raftio.GetNodeInfo(shardID, replicaID))
+}
+
+func (r *registry) RemoveShard(shardID uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for k := range r.m {
+		if k.ShardID == shardID {
+			delete(r.m, k)
+		}
+	}
+}
+
+// Resolve returns the dial target and the key of dragonboat's send queue. Both
+// contain the address: a queue keeps dialling what it was made with.
+func (r *registry) Resolve(shardID, replicaID uint64) (string, string, error) {
+	r.mu.RLock()
+	id, ok := r.m[raftio.GetNodeInfo(shardID, replicaID)]
+	r.mu.RUnlock()
+	if !ok {
+		return "", "", fmt.Errorf("%w: replica %d of shard %d", errUnknownTarget, replicaID, shardID)
+	}
+	t, err := r.target(id)
+	return t, t, err
+}
+
+// target of the transport: NodeHostID@host:port.
+func (r *registry) target(nodeHostID string) (string, error) {
+	addr, ok := r.resolve(nodeHostID)
+	if !ok {
+		return "", fmt.Errorf("%w: node %s", errUnknownTarget, nodeHostID)
+	}
+	return nodeHostID + "@" + addr, nil
+}
+
+func splitTarget(t string) (nodeHostID, addr string) {
+	nodeHostID, addr, _ = strings.Cut(t, "@")
+	return nodeHostID, addr
+}

@@ -1,0 +1,382 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lni/dragonboat/v4"
+	"github.com/lni/dragonboat/v4/client"
+	"github.com/lni/dragonboat/v4/config"
+	dsm "github.com/lni/dragonboat/v4/statemachine"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/client/v3/kubernetes"
+
+	"skein.io/skein/consensus/etcdapi"
+	"skein.io/skein/consensus/mvcc"
+	"skein.io/skein/consensus/shard"
+)
+
+const (
+	// maxRequest is etcd's limit of a request, with room for the envelope.
+	maxRequest = 1536<<10 + 64
+	// sessions spreads the lock of dragonboat's proposal queue.
+	sessions = 16
+	// retryPause bounds how soon a request that found no leader is tried again; a
+	// new leader wakes it earlier.
+	retryPause = 20 * time.Millisecond
+)
+
+// replica is this node's replica of one shard. It implements etcdapi.Replica.
+type replica struct {
+	h       *Host
+	shard   shard.Shard
+	id      uint64
+	log     *slog.Logger
+	machine *mvcc.Machine
+	session [sessions]*client.Session
+	next    atomic.Uint32
+	client  *kubernetes.Client
+
+	ctx    context.Context // ends when the replica is to stop
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	stops  sync.Once
+
+	contact    atomic.Int64  // when a leader was last heard, Unix nanoseconds
+	primary    atomic.Uint64 // epoch in which this replica is the primary lessor
+	caughtUp   atomic.Bool   // a linearizable read has succeeded since the start
+	membership atomic.Pointer[dragonboat.Membership]
+	memberKick chan struct{}
+	removal    chan string // the reason, once
+
+	mu      sync.Mutex    // guards leader, term, changed
+	leader  uint64        // replica ID, 0 when unknown
+	term    uint64        // the Raft term in which it leads
+	changed chan struct{} // closed and replaced when any of this or the epoch changes
+}
+
+var _ etcdapi.Replica = (*replica)(nil)
+
+func newReplica(h *Host, s shard.Shard, id uint64) *replica {
+	r := &replica{
+		h: h, shard: s, id: id, log: h.log.With("shard", s.Name, "replica", id),
+		memberKick: make(chan struct{}, 1), removal: make(chan string, 1), changed: make(chan struct{}),
+	}
+	r.ctx, r.cancel = context.WithCancel(h.ctx)
+	r.contact.Store(time.Now().UnixNano())
+	for i := range r.session {
+		r.session[i] = h.nh.GetNoOPSession(uint64(s.ID))
+	}
+	r.machine = mvcc.New(mvcc.Config{
+		Dir: h.machineDir(s.ID, id), Logger: r.log,
+		OnLeader:   func(uint64, uint64) { r.wake() },
+		Checkpoint: r.checkpointLeases,
+	})
+	r.client = etcdapi.NewClient(r, r.log)
+	return r
+}
+
+// start runs the replica; it returns when the local state is open.
+func (r *replica) start(initial map[uint64]dragonboat.Target, join bool) error {
+	c := r.h.cfg
+	err := r.h.nh.StartOnDiskReplica(initial, join, func(uint64, uint64) dsm.IOnDiskStateMachine { return r.machine }, config.Config{
+		ShardID: uint64(r.shard.ID), ReplicaID: r.id,
+		ElectionRTT: c.ElectionRTT, HeartbeatRTT: c.HeartbeatRTT, CheckQuorum: true, PreVote: true,
+		SnapshotEntries: c.SnapshotEntries, CompactionOverhead: c.CompactionOverhead,
+		OrderedConfigChange: true, WaitReady: true,
+		// True for the whole life of every replica but the founder. Its log begins
+		// with its being added as non-voting, and a replay of that entry panics
+		// without the flag; a promotion that is in the log or in a snapshot makes
+		// it a voter again.
+		IsNonVoting: r.id != founder,
+	})
+	if err != nil {
+		return err
+	}
+	select {
+	case <-r.machine.Opened():
+	case <-r.ctx.Done():
+		return ErrClosed
+	}
+	r.wg.Go(r.leadershipLoop)
+	r.wg.Go(r.expiryLoop)
+	r.wg.Go(r.membershipLoop)
+	r.wg.Go(r.logSizeLoop)
+	r.h.wg.Go(r.removalLoop)
+	r.wake()
+	return nil
+}
+
+// stop ends the replica; what waits on it gets an error. Idempotent.
+func (r *replica) stop() {
+	r.stops.Do(func() {
+		r.cancel()
+		r.wake()
+		r.machine.Waiters().Abandon(mvcc.ErrClosed)
+		_ = r.client.Close()
+		err := r.h.nh.StopReplica(uint64(r.shard.ID), r.id)
+		if err != nil && !errors.Is(err, dragonboat.ErrShardNotFound) && !errors.Is(err, dragonboat.ErrClosed) {
+			r.log.Warn("cannot stop the replica", "error", err)
+		}
+	})
+	r.wg.Wait()
+}
+
+// Shard implements etcdapi.Replica.
+func (r *replica) Shard() shard.Shard { return r.shard }
+
+// ID implements etcdapi.Replica.
+func (r *replica) ID() uint64 { return r.id }
+
+// Machine implements etcdapi.Replica.
+func (r *replica) Machine() *mvcc.Machine { return r.machine }
+
+// Done implements etcdapi.Replica.
+func (r *replica) Done() <-chan struct{} { return r.ctx.Done() }
+
+// NextID implements etcdapi.Replica.
+func (r *replica) NextID() uint64 { return r.h.ids.Next() }
+
+// ElectionTimeout implements etcdapi.Replica.
+func (r *replica) ElectionTimeout() time.Duration { return r.h.cfg.electionTimeout() }
+
+// Leader implements etcdapi.Replica.
+func (r *replica) Leader() (replicaID, term uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.leader, r.term
+}
+
+// Leads implements etcdapi.Replica.
+func (r *replica) Leads() bool {
+	leader, _ := r.Leader()
+	return leader == r.id
+}
+
+// SinceContact implements etcdapi.Replica.
+func (r *replica) SinceContact() time.Duration {
+	if r.Leads() { // CheckQuorum deposes a leader that is cut off
+		return 0
+	}
+	return time.Duration(time.Now().UnixNano() - r.contact.Load())
+}
+
+func (r *replica) isReady() bool {
+	leader, _ := r.Leader()
+	return r.ctx.Err() == nil && r.caughtUp.Load() && leader != 0 && r.SinceContact() < 3*r.ElectionTimeout()
+}
+
+// wait returns the channel that is closed at the next change of leader or epoch.
+func (r *replica) wait() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.changed
+}
+
+func (r *replica) wake() {
+	r.mu.Lock()
+	close(r.changed)
+	r.changed = make(chan struct{})
+	r.mu.Unlock()
+}
+
+func (r *replica) deadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, r.h.cfg.RequestTimeout)
+}
+
+// ticks is a timeout that dragonboat accepts: at least one tick.
+func (r *replica) ticks(ctx context.Context) time.Duration {
+	d, _ := ctx.Deadline()
+	return max(time.Until(d), r.h.cfg.RTT)
+}
+
+// Propose implements etcdapi.Replica.
+func (r *replica) Propose(ctx context.Context, q *pb.InternalRaftRequest) (mvcc.Result, error) {
+	return r.propose(ctx, q, 0)
+}
+
+// propose replicates a request and returns its local result. A request that is
+// caught by a change of leader is proposed again in the new epoch, which cannot
+// apply it twice (see package mvcc), unless it is bound to an epoch: then it gets
+// ErrSuperseded.
+func (r *replica) propose(ctx context.Context, q *pb.InternalRaftRequest, onlyIn uint64) (mvcc.Result, error) {
+	ctx, cancel := r.deadline(ctx)
+	defer cancel()
+	q.Header = &pb.RequestHeader{ID: r.h.ids.Next()}
+	cmd := mvcc.Command{Kind: mvcc.KindRequest, Term: Term(ctx), Request: q}
+	for {
+		changed := r.wait()
+		cmd.Epoch = r.machine.LeaderTerm()
+		if onlyIn != 0 {
+			cmd.Epoch = onlyIn
+		}
+		res, err := r.proposeOnce(ctx, cmd)
+		switch {
+		case err == nil && !errors.Is(res.Err, mvcc.ErrSuperseded):
+			return res, etcdapi.Error(res.Err)
+		case err == nil && onlyIn != 0:
+			return res, res.Err
+		case err == nil: // superseded: at once
+		case !errors.Is(err, errRetry):
+			return mvcc.Result{}, err
+		default:
+			if err := r.pause(ctx, changed); err != nil {
+				return mvcc.Result{}, err
+			}
+		}
+	}
+}
+
+// errRetry: the request has not left this node, it may be tried again.
+var errRetry = errors.New("host: no leader")
+
+func (r *replica) proposeOnce(ctx context.Context, cmd mvcc.Command) (mvcc.Result, error) {
+	data, err := cmd.Encode()
+	if err != nil {
+		return mvcc.Result{}, etcdapi.Error(err)
+	}
+	if len(data) > maxRequest {
+		return mvcc.Result{}, rpctypes.ErrGRPCRequestTooLarge
+	}
+	id := cmd.Request.Header.ID
+	result := r.machine.Waiters().Register(id, cmd.Epoch)
+	if r.machine.LeaderTerm() > cmd.Epoch {
+		// The epoch ended before the registration, so nobody would tell if the
+		// proposal were lost on its way to the old leader.
+		r.machine.Waiters().Forget(id)
+		return mvcc.Result{Err: mvcc.ErrSuperseded}, nil
+	}
+	rs, err := r.h.nh.Propose(r.session[r.next.Add(1)%sessions], data, r.ticks(ctx))
+	if err != nil {
+		r.machine.Waiters().Forget(id)
+		return mvcc.Result{}, requestError(err)
+	}
+	select {
+	case res := <-result:
+		return res, nil
+	case v := <-rs.AppliedC():
+		defer rs.Release()
+		if v.Completed() { // the state machine has answered before
+			select {
+			case res := <-result:
+				return res, nil
+			default:
+				return mvcc.Result{Err: mvcc.ErrLost}, nil
+			}
+		}
+		r.machine.Waiters().Forget(id)
+		switch {
+		case v.Dropped():
+			return mvcc.Result{}, errRetry
+		case v.Terminated():
+			return mvcc.Result{}, rpctypes.ErrGRPCStopped
+		case v.Timeout():
+			return mvcc.Result{}, rpctypes.ErrGRPCTimeout
+		default:
+			return mvcc.Result{}, fmt.Errorf("host: proposal to shard %s ended with an unknown result", r.shard.Name)
+		}
+	case <-ctx.Done():
+		r.machine.Waiters().Forget(id)
+		return mvcc.Result{}, ctxError(ctx)
+	case <-r.ctx.Done():
+		r.machine.Waiters().Forget(id)
+		return mvcc.Result{}, rpctypes.ErrGRPCStopped
+	}
+}
+
+// pause waits for a change or a moment.
+func (r *replica) pause(ctx context.Context, changed <-chan struct{}) error {
+	t := time.NewTimer(retryPause)
+	defer t.Stop()
+	select {
+	case <-changed:
+	case <-t.C:
+	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return ctx.Err()
+		}
+		return rpctypes.ErrGRPCNoLeader
+	case <-r.ctx.Done():
+		return rpctypes.ErrGRPCStopped
+	}
+	return nil
+}
+
+func ctxError(ctx context.Context) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return ctx.Err()
+	}
+	return rpctypes.ErrGRPCTimeout
+}
+
+func requestError(err error) error {
+	switch {
+	case errors.Is(err, dragonboat.ErrShardNotReady), errors.Is(err, dragonboat.ErrSystemBusy):
+		return errRetry
+	case errors.Is(err, dragonboat.ErrClosed), errors.Is(err, dragonboat.ErrShardClosed), errors.Is(err, dragonboat.ErrShardNotFound):
+		return rpctypes.ErrGRPCStopped
+	case errors.Is(err, dragonboat.ErrTimeout), errors.Is(err, dragonboat.ErrTimeoutTooSmall):
+		return rpctypes.ErrGRPCTimeout
+	case errors.Is(err, dragonboat.ErrPayloadTooBig):
+		return rpctypes.ErrGRPCRequestTooLarge
+	}
+	return fmt.Errorf("host: %w", err)
+}
+
+// ReadIndex implements etcdapi.Replica: when it returns nil, the local state
+// holds everything that was acknowledged before the call. A read that is lost
+// with a dying leader is asked again as soon as there is a new one.
+func (r *replica) ReadIndex(ctx context.Context) error {
+	ctx, cancel := r.deadline(ctx)
+	defer cancel()
+	for {
+		changed := r.wait()
+		err := r.readIndexOnce(ctx, changed)
+		if err == nil {
+			r.caughtUp.Store(true)
+			return nil
+		}
+		if !errors.Is(err, errRetry) {
+			return err
+		}
+		if err := r.pause(ctx, changed); err != nil {
+			return err
+		}
+	}
+}
+
+func (r *replica) readIndexOnce(ctx context.Context, changed <-chan struct{}) error {
+	attempt, cancel := context.WithTimeout(ctx, r.ElectionTimeout())
+	defer cancel()
+	rs, err := r.h.nh.ReadIndex(uint64(r.shard.ID), r.ticks(attempt))
+	if err != nil {
+		return requestError(err)
+	}
+	select {
+	case v := <-rs.AppliedC():
+		defer rs.Release()
+		switch {
+		case v.Completed():
+			return nil
+		case v.Terminated():
+			return rpctypes.ErrGRPCStopped
+		default: // dropped, timed out: reads may always be repeated
+			return errRetry
+		}
+	case <-changed:
+		return errRetry
+	case <-attempt.Done():
+		if ctx.Err() != nil {
+			return ctxError(ctx)
+		}
+		return errRetry
+	case <-r.ctx.Done():
+		return rpctypes.ErrGRPCStopped
+	}
+}

@@ -1,0 +1,96 @@
+package host
+
+import (
+	"maps"
+	"slices"
+	"time"
+)
+
+// Role of a replica.
+type Role string
+
+// The roles. RoleNone: this node holds no replica of the shard.
+const (
+	RoleNone     Role = "none"
+	RoleLeader   Role = "leader"
+	RoleVoter    Role = "voter"
+	RoleNonVoter Role = "spare"
+	RoleStarting Role = "starting" // the membership is not known yet
+)
+
+// Member of a shard.
+type Member struct {
+	Replica    uint64
+	NodeHostID string
+	Node       string // its name, as Config.Name says
+}
+
+// ShardStatus is what this node knows about a shard, without asking others.
+type ShardStatus struct {
+	Shard   string
+	Replica uint64 // this node's, 0 for none
+	Role    Role
+	Ready   bool
+	// Leader is zero when unknown. Term is Raft's.
+	Leader Member
+	Term   uint64
+	// SinceContact is how long no leader has been heard; 0 on the leader.
+	SinceContact time.Duration
+	Applied      uint64
+	Revision     int64
+	// Epoch is the newest applied leader term of the shard, Fence the newest of
+	// the cluster.
+	Epoch, Fence uint64
+	// Size of the database on disk and of what is in use of it, in bytes.
+	Size, SizeInUse int64
+	// Voters and NonVoters by replica ID, as last read.
+	Voters, NonVoters []Member
+}
+
+// Status of all shards, by ID.
+func (h *Host) Status() []ShardStatus {
+	var out []ShardStatus
+	for _, s := range h.cfg.Shards.Shards() {
+		if r := h.replica(s.ID); r != nil {
+			out = append(out, r.status())
+		} else {
+			out = append(out, ShardStatus{Shard: s.Name, Role: RoleNone})
+		}
+	}
+	return out
+}
+
+func (r *replica) status() ShardStatus {
+	leader, term := r.Leader()
+	s := ShardStatus{
+		Shard: r.shard.Name, Replica: r.id, Role: RoleStarting, Ready: r.isReady(), Term: term,
+		SinceContact: r.SinceContact(), Applied: r.machine.Applied(), Revision: r.machine.Rev(),
+		Epoch: r.machine.LeaderTerm(), Fence: r.machine.FenceTerm(),
+	}
+	s.Size, s.SizeInUse = r.machine.Size()
+	m := r.membership.Load()
+	if m == nil {
+		return s
+	}
+	members := func(set map[uint64]string) (out []Member) {
+		for _, id := range slices.Sorted(maps.Keys(set)) {
+			out = append(out, Member{Replica: id, NodeHostID: set[id], Node: r.h.cfg.Name(set[id])})
+		}
+		return out
+	}
+	s.Voters, s.NonVoters = members(m.Nodes), members(m.NonVotings)
+	for _, v := range s.Voters {
+		if v.Replica == leader {
+			s.Leader = v
+		}
+	}
+	switch {
+	case leader == r.id:
+		s.Role = RoleLeader
+	case m.Nodes[r.id] != "":
+		s.Role = RoleVoter
+	case m.NonVotings[r.id] != "":
+		s.Role = RoleNonVoter
+	}
+	return s
+}

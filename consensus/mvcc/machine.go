@@ -1,0 +1,227 @@
+package mvcc
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coreos/go-semver/semver"
+	dsm "github.com/lni/dragonboat/v4/statemachine"
+	bolt "go.etcd.io/bbolt"
+	"go.etcd.io/etcd/server/v3/etcdserver/cindex"
+	"go.etcd.io/etcd/server/v3/lease"
+	"go.etcd.io/etcd/server/v3/storage/backend"
+	etcdmvcc "go.etcd.io/etcd/server/v3/storage/mvcc"
+	"go.etcd.io/etcd/server/v3/storage/schema"
+	"go.uber.org/zap"
+
+	"skein.io/skein/consensus/internal/logbridge"
+)
+
+// The keys of the fences in the backend's meta bucket, beside etcd's own.
+var (
+	leaderKey = []byte("skein_leader_term")
+	fenceKey  = []byte("skein_fence_term")
+)
+
+const (
+	// minLeaseTTL is a constant because it decides what is stored: a value that
+	// differs between replicas would let them drift apart. Seconds.
+	minLeaseTTL = 1
+	// Lease bookkeeping of the primary; etcd's defaults.
+	leaseCheckpointInterval = 5 * time.Minute
+	leaseRetryInterval      = 3 * time.Second
+)
+
+// Config of a Machine.
+type Config struct {
+	// Dir holds this replica's database and nothing else. Created when missing.
+	Dir string
+	// Logger; nil discards.
+	Logger *slog.Logger
+	// OnLeader is called on the apply goroutine after a Leader command with a new
+	// term has been applied: everything of older epochs is applied or refused. It
+	// must not block. Optional.
+	OnLeader func(term, replica uint64)
+	// OnFence is called likewise after a Fence command raised the term. Optional.
+	OnFence func(term uint64)
+	// Checkpoint proposes the remaining lifetimes of leases while this replica is
+	// the primary lessor. Optional.
+	Checkpoint lease.Checkpointer
+}
+
+// Machine is one replica of one shard.
+type Machine struct {
+	cfg     Config
+	log     *slog.Logger
+	zap     *zap.Logger
+	waiters *Waiters
+
+	// mu is held for reading by every use of the store and for writing by Close
+	// alone: etcd's backend ends the process when it is used after it was closed.
+	mu     sync.RWMutex
+	closed bool
+	opened chan struct{} // closed by Open
+
+	kv     etcdmvcc.WatchableKV
+	lessor lease.Lessor
+	index  cindex.ConsistentIndexer
+
+	beMu sync.RWMutex // guards be and gen, which a snapshot replaces
+	be   backend.Backend
+	gen  uint64
+
+	retired sync.WaitGroup // replaced backends that are being closed
+
+	leader     atomic.Uint64
+	fence      atomic.Uint64
+	applied    atomic.Uint64
+	bytes      atomic.Uint64
+	recoveries atomic.Uint64
+}
+
+var _ dsm.IOnDiskStateMachine = (*Machine)(nil)
+
+// New returns a machine; nothing happens before dragonboat calls Open.
+func New(cfg Config) *Machine {
+	log := logbridge.OrDiscard(cfg.Logger)
+	return &Machine{cfg: cfg, log: log, zap: logbridge.Zap(log), waiters: NewWaiters(), opened: make(chan struct{})}
+}
+
+// etcd36 makes the lessor persist checkpoints, as a 3.6 cluster does.
+type etcd36 struct{}
+
+func (etcd36) Version() *semver.Version { return &semver.Version{Major: 3, Minor: 6} }
+
+func (m *Machine) openBackend(gen uint64) backend.Backend {
+	bc := backend.DefaultBackendConfig(m.zap)
+	bc.Path = m.path(gen)
+	bc.BackendFreelistType = bolt.FreelistMapType
+	bc.Hooks = backend.NewHooks(func(tx backend.UnsafeReadWriter) { m.index.UnsafeSave(tx) })
+	return backend.New(bc)
+}
+
+// Open implements IOnDiskStateMachine: it returns the index of the last entry
+// that the database holds.
+func (m *Machine) Open(<-chan struct{}) (uint64, error) {
+	if err := os.MkdirAll(m.cfg.Dir, 0o700); err != nil {
+		return 0, fmt.Errorf("mvcc: %w", err)
+	}
+	gen, err := m.newestGeneration()
+	if err != nil {
+		return 0, err
+	}
+	m.index = cindex.NewConsistentIndex(nil)
+	be := m.openBackend(gen)
+	schema.CreateMetaBucket(be.BatchTx())
+	m.index.SetBackend(be)
+	index := m.index.ConsistentIndex()
+	// The lessor before the store, which attaches the keys to their leases.
+	m.lessor = lease.NewLessor(m.zap, be, etcd36{}, lease.LessorConfig{
+		MinLeaseTTL:                minLeaseTTL,
+		CheckpointInterval:         leaseCheckpointInterval,
+		CheckpointPersist:          true,
+		ExpiredLeasesRetryInterval: leaseRetryInterval,
+	})
+	m.kv = etcdmvcc.New(m.zap, be, m.lessor, etcdmvcc.StoreConfig{})
+	if m.cfg.Checkpoint != nil {
+		m.lessor.SetCheckpointer(m.cfg.Checkpoint)
+	}
+	m.loadFences(be)
+	be.SetTxPostLockInsideApplyHook(m.postLock)
+	m.beMu.Lock()
+	m.be, m.gen = be, gen
+	m.beMu.Unlock()
+	m.applied.Store(index)
+	close(m.opened)
+	return index, nil
+}
+
+func (m *Machine) loadFences(be backend.Backend) {
+	tx := be.ReadTx()
+	tx.RLock()
+	defer tx.RUnlock()
+	for key, v := range map[*[]byte]*atomic.Uint64{&leaderKey: &m.leader, &fenceKey: &m.fence} {
+		_, vs := tx.UnsafeRange(schema.Meta, *key, nil, 0)
+		v.Store(0)
+		if len(vs) == 1 && len(vs[0]) == 8 {
+			v.Store(binary.BigEndian.Uint64(vs[0]))
+		}
+	}
+}
+
+// postLock runs when the entry being applied takes the lock of the write
+// transaction. Only from there on the transaction may record the entry's index:
+// a commit before it must not claim that the entry is in it.
+func (m *Machine) postLock() {
+	index, term := m.index.ConsistentApplyingIndex()
+	if index > m.index.UnsafeConsistentIndex() {
+		m.index.SetConsistentIndex(index, term)
+	}
+}
+
+// Lookup implements IOnDiskStateMachine. Reads go straight to the store after
+// dragonboat has confirmed the read index, so there is nothing to look up.
+func (m *Machine) Lookup(any) (any, error) { return nil, nil }
+
+// Sync implements IOnDiskStateMachine: what has been applied is durable when it
+// returns.
+func (m *Machine) Sync() error {
+	m.backend().ForceCommit()
+	return nil
+}
+
+// Close implements IOnDiskStateMachine. It waits for readers.
+func (m *Machine) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil
+	}
+	m.closed = true
+	m.waiters.failBelow(math.MaxUint64, ErrClosed)
+	if m.backend() == nil { // never opened
+		return nil
+	}
+	m.lessor.Stop()
+	err := m.kv.Close()
+	err = errors.Join(err, m.backend().Close())
+	m.retired.Wait()
+	if err != nil {
+		return fmt.Errorf("mvcc: close %s: %w", m.cfg.Dir, err)
+	}
+	return nil
+}
+
+func (m *Machine) backend() backend.Backend {
+	m.beMu.RLock()
+	defer m.beMu.RUnlock()
+	return m.be
+}
+
+// Opened is closed when the store can be read.
+func (m *Machine) Opened() <-chan struct{} { return m.opened }
+
+// Waiters is where the proposers of this replica wait.
+func (m *Machine) Waiters() *Waiters { return m.waiters }
+
+// Applied is the index of the last applied entry.
+func (m *Machine) Applied() uint64 { return m.applied.Load() }
+
+// AppliedBytes counts the bytes of the commands applied since Open.
+func (m *Machine) AppliedBytes() uint64 { return m.bytes.Load() }
+
+// LeaderTerm is the epoch: the newest applied Leader term, 0 before the first.
+func (m *Machine) LeaderTerm() uint64 { return m.leader.Load() }
+
+// FenceTerm is the newest applied Fence term, 0 before the first.
+func (m *Machine) FenceTerm() uint64 { return m.fence.Load() }
+
+// Recoveries counts the snapshots installed since Open.
+func (m *Machine) Recoveries() uint64 { return m.recoveries.Load() }

@@ -1,0 +1,180 @@
+package mvcc
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	dsm "github.com/lni/dragonboat/v4/statemachine"
+	"go.etcd.io/etcd/pkg/v3/traceutil"
+	"go.etcd.io/etcd/server/v3/lease"
+	"go.etcd.io/etcd/server/v3/storage/backend"
+)
+
+// A snapshot stream is this magic, whose last byte is the format's version, the
+// database's size as eight bytes, and the database. Dragonboat checks its
+// blocks' checksums.
+var snapshotMagic = [8]byte{'S', 'K', 'E', 'I', 'N', 'S', 'N', 1}
+
+// ErrBadSnapshot is returned for a snapshot that is not one, or of another
+// version.
+var ErrBadSnapshot = errors.New("mvcc: not a snapshot of this version")
+
+// path of a generation's database. A generation's file is never reused for
+// another: bbolt opens it again by its path when it writes a snapshot of it.
+func (m *Machine) path(gen uint64) string {
+	return filepath.Join(m.cfg.Dir, fmt.Sprintf("db.%08d", gen))
+}
+
+// newestGeneration finds the database to open, and deletes what a crash left of
+// others: an unfinished snapshot, or a generation that a snapshot had replaced.
+func (m *Machine) newestGeneration() (uint64, error) {
+	ents, err := os.ReadDir(m.cfg.Dir)
+	if err != nil {
+		return 0, fmt.Errorf("mvcc: %w", err)
+	}
+	var gens []uint64
+	for _, e := range ents {
+		v, ok := strings.CutPrefix(e.Name(), "db.")
+		if !ok {
+			continue
+		}
+		if strings.HasSuffix(v, ".tmp") {
+			if err := os.Remove(filepath.Join(m.cfg.Dir, e.Name())); err != nil {
+				return 0, fmt.Errorf("mvcc: %w", err)
+			}
+		} else if g, err := strconv.ParseUint(v, 10, 64); err == nil {
+			gens = append(gens, g)
+		}
+	}
+	if len(gens) == 0 {
+		return 1, nil
+	}
+	slices.Sort(gens)
+	newest := gens[len(gens)-1]
+	for _, g := range gens[:len(gens)-1] {
+		if err := os.Remove(m.path(g)); err != nil {
+			return 0, fmt.Errorf("mvcc: %w", err)
+		}
+	}
+	return newest, nil
+}
+
+// PrepareSnapshot implements IOnDiskStateMachine: it pins the state as of the
+// last applied entry, whose index is part of it.
+func (m *Machine) PrepareSnapshot() (any, error) { return m.backend().Snapshot(), nil }
+
+// stoppable ends a copy when dragonboat stops the replica.
+type stoppable struct {
+	w    io.Writer
+	done <-chan struct{}
+}
+
+func (s stoppable) Write(p []byte) (int, error) {
+	select {
+	case <-s.done:
+		return 0, dsm.ErrSnapshotStopped
+	default:
+		return s.w.Write(p)
+	}
+}
+
+// SaveSnapshot implements IOnDiskStateMachine; it runs beside Update.
+func (m *Machine) SaveSnapshot(prepared any, w io.Writer, done <-chan struct{}) (err error) {
+	snap := prepared.(backend.Snapshot)
+	defer func() { err = errors.Join(err, snap.Close()) }()
+	head := binary.BigEndian.AppendUint64(snapshotMagic[:], uint64(snap.Size()))
+	if _, err := w.Write(head); err != nil {
+		return err
+	}
+	_, err = snap.WriteTo(stoppable{w, done})
+	return err
+}
+
+// receive writes the snapshot into a new generation's file, durably.
+func (m *Machine) receive(gen uint64, r io.Reader, done <-chan struct{}) (err error) {
+	var head [16]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return err
+	}
+	if [8]byte(head[:8]) != snapshotMagic {
+		return fmt.Errorf("%w: it begins with %x", ErrBadSnapshot, head[:8])
+	}
+	size := binary.BigEndian.Uint64(head[8:])
+	if size > math.MaxInt64 {
+		return fmt.Errorf("%w: %d bytes", ErrBadSnapshot, size)
+	}
+	tmp := m.path(gen) + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(tmp))
+		}
+	}()
+	_, err = io.CopyN(stoppable{f, done}, r, int64(size))
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, m.path(gen)); err != nil {
+		return err
+	}
+	dir, err := os.Open(m.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// RecoverFromSnapshot implements IOnDiskStateMachine. The order of the switch is
+// etcd's: index, lessor, store, hook; only then may the old generation go.
+func (m *Machine) RecoverFromSnapshot(r io.Reader, done <-chan struct{}) error {
+	start := time.Now()
+	m.beMu.RLock()
+	old, gen := m.be, m.gen
+	m.beMu.RUnlock()
+	next := gen + 1
+	if err := m.receive(next, r, done); err != nil {
+		if errors.Is(err, dsm.ErrSnapshotStopped) {
+			return dsm.ErrSnapshotStopped // compared by == in dragonboat
+		}
+		return fmt.Errorf("mvcc: receive snapshot: %w", err)
+	}
+	be := m.openBackend(next)
+	m.index.SetBackend(be)
+	index := m.index.ConsistentIndex()
+	m.lessor.Recover(be, func() lease.TxnDelete { return m.kv.Write(traceutil.TODO()) })
+	if err := m.kv.Restore(be); err != nil { // open watches catch up from here
+		return fmt.Errorf("mvcc: restore snapshot: %w", err)
+	}
+	m.loadFences(be)
+	be.SetTxPostLockInsideApplyHook(m.postLock)
+	m.beMu.Lock()
+	m.be, m.gen = be, next
+	m.beMu.Unlock()
+	m.applied.Store(index)
+	m.recoveries.Add(1)
+	m.waiters.failBelow(math.MaxUint64, ErrLost)
+	m.retired.Add(1)
+	go func() { // waits for readers of the old generation
+		defer m.retired.Done()
+		if err := errors.Join(old.Close(), os.Remove(m.path(gen))); err != nil {
+			m.log.Warn("cannot delete a replaced database", "path", m.path(gen), "error", err)
+		}
+	}()
+	m.log.Info("installed a snapshot", "index", index, "revision", m.kv.Rev(), "took", time.Since(start))
+	return nil
+}
