@@ -1,0 +1,126 @@
+package scheduler
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/utils/clock"
+
+	"skein.io/skein/scheduler/controller"
+	"skein.io/skein/scheduler/controller/node"
+	"skein.io/skein/scheduler/queue"
+)
+
+// Health is the failure detector that placement and the node controller obey.
+type Health = controller.Health
+
+// NodeHealth is its verdict on one node.
+type NodeHealth = controller.NodeHealth
+
+// The states of a node that a verdict can name.
+const (
+	Unknown = controller.Unknown
+	Alive   = controller.Alive
+	Suspect = controller.Suspect
+	Dead    = controller.Dead
+	Left    = controller.Left
+)
+
+// Config is what one leadership's scheduler and controllers are made of.
+type Config struct {
+	// Client reads and writes the API with the leader's term. Required.
+	Client kubernetes.Interface
+	// Metadata reads and deletes objects of any kind, names and owners only.
+	// Required by the garbage and namespace controllers.
+	Metadata metadata.Interface
+	// Dynamic is handed to controllers; may be nil.
+	Dynamic dynamic.Interface
+	// Factory is the shared view, not started. Nil: one is made from Client. It
+	// serves one Run only.
+	Factory informers.SharedInformerFactory
+	// Health is the failure detector. Required.
+	Health Health
+	// PodCIDR is the range from which every node gets a /24 (IPv4) or /64 (IPv6)
+	// for its pods. Required.
+	PodCIDR netip.Prefix
+	// RootCA is the cluster's CA in PEM, published in every namespace.
+	RootCA []byte
+	// BindWorkers is how many bindings and status writes are under way at once.
+	// Default 32: enough to fill the store's batches, few enough to keep order
+	// close to that of the decisions.
+	BindWorkers int
+	// Batch is how many pods are planned on one state of the cluster before the
+	// decisions are carried out. Default 128.
+	Batch int
+	// Seed starts the random choice between equally good nodes. 0: from the clock.
+	Seed uint64
+	// Queue holds the waiting times; zero fields are defaults.
+	Queue queue.Config
+	// Node holds the settings of the node lifecycle; zero fields are defaults.
+	Node node.Settings
+	// Controllers makes the controllers to run beside placement. Nil: all of
+	// [Controllers].
+	Controllers []NewController
+	// Recorder makes recorders of events. Nil: they are written through Client.
+	Recorder func(component string) record.EventRecorder
+	// Clock is the time; nil means the real one.
+	Clock clock.WithTicker
+	// Logger gets what an operator should know; nil discards.
+	Logger *slog.Logger
+}
+
+// DefaultConfig returns the documented defaults of the optional fields.
+func DefaultConfig() Config {
+	return Config{BindWorkers: 32, Batch: 128, Queue: queue.DefaultConfig(), Node: node.DefaultSettings()}
+}
+
+func (c *Config) setDefaults() {
+	d := DefaultConfig()
+	c.BindWorkers = cmp.Or(c.BindWorkers, d.BindWorkers)
+	c.Batch = cmp.Or(c.Batch, d.Batch)
+	if c.Factory == nil && c.Client != nil {
+		c.Factory = controller.NewFactory(c.Client)
+	}
+	if c.Clock == nil {
+		c.Clock = clock.RealClock{}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Seed == 0 {
+		c.Seed = uint64(time.Now().UnixNano())
+	}
+	if c.Controllers == nil {
+		c.Controllers = Controllers()
+	}
+}
+
+// Validate reports all faults of the configuration at once.
+func (c Config) Validate() error {
+	var errs []error
+	if c.Client == nil {
+		errs = append(errs, errors.New("scheduler: Client is required"))
+	}
+	if c.Health == nil {
+		errs = append(errs, errors.New("scheduler: Health is required"))
+	}
+	if !c.PodCIDR.IsValid() {
+		errs = append(errs, errors.New("scheduler: PodCIDR is required"))
+	}
+	if c.BindWorkers < 0 {
+		errs = append(errs, fmt.Errorf("scheduler: BindWorkers is negative: %d", c.BindWorkers))
+	}
+	if c.Batch < 0 {
+		errs = append(errs, fmt.Errorf("scheduler: Batch is negative: %d", c.Batch))
+	}
+	return errors.Join(append(errs, c.Queue.Validate(), c.Node.Validate())...)
+}

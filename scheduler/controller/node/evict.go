@@ -1,0 +1,262 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"skein.io/skein/scheduler/controller"
+)
+
+// taintRecord remembers, for a node with NoExecute taints, since when it has
+// them and which pods came later, so that every pod gets its whole toleration.
+type taintRecord struct {
+	since map[string]time.Time    // by key, value and effect of the taint
+	known map[types.UID]time.Time // pods seen on the node -> since when; zero for those that were there first
+}
+
+func taintID(t *corev1.Taint) string {
+	return t.Key + "=" + t.Value + ":" + string(t.Effect)
+}
+
+// EvictAt decides when a pod must leave a node for the NoExecute taints that
+// the node has; since says for each of them when the pod's patience began.
+// The second result is false if it may stay. A taint that no toleration covers
+// drives the pod off at once; else, as upstream, the toleration that each taint
+// is first matched by counts, and the shortest of them decides.
+func EvictAt(tolerations []corev1.Toleration, taints []corev1.Taint, since func(*corev1.Taint) time.Time) (time.Time, bool) {
+	var at time.Time
+	due := false
+	earlier := func(t time.Time) {
+		if !due || t.Before(at) {
+			at, due = t, true
+		}
+	}
+	for i := range taints {
+		t := &taints[i]
+		if t.Effect != corev1.TaintEffectNoExecute {
+			continue
+		}
+		covered := false
+		for k := range tolerations {
+			if !covers(&tolerations[k], t) {
+				continue
+			}
+			covered = true
+			if s := tolerations[k].TolerationSeconds; s != nil {
+				earlier(since(t).Add(time.Duration(max(*s, 0)) * time.Second))
+			}
+			break
+		}
+		if !covered {
+			earlier(since(t))
+		}
+	}
+	return at, due
+}
+
+func covers(tol *corev1.Toleration, t *corev1.Taint) bool {
+	if tol.Effect != "" && tol.Effect != t.Effect || tol.Key != "" && tol.Key != t.Key {
+		return false
+	}
+	switch tol.Operator {
+	case "", corev1.TolerationOpEqual:
+		return tol.Value == t.Value
+	case corev1.TolerationOpExists:
+		return true
+	}
+	return false
+}
+
+// syncPods does what the node's state means for its pods.
+func (c *Controller) syncPods(ctx context.Context, n *corev1.Node, j judgement) error {
+	if !j.needsCare() {
+		c.mu.Lock()
+		delete(c.tainted, n.Name)
+		c.mu.Unlock()
+		return nil
+	}
+	pods, err := c.podsOn(n.Name)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	deadlines := c.deadlines(n, j, pods)
+	now := c.clock.Now()
+	outOfService := hasTaint(n, corev1.TaintNodeOutOfService)
+	var next time.Time
+	for i, pod := range pods {
+		switch {
+		case j.fate == left:
+			errs = append(errs, c.forceDelete(ctx, pod, "PodGC: node has left the cluster"))
+		case pod.DeletionTimestamp != nil:
+			if outOfService && !j.ready {
+				errs = append(errs, c.forceDelete(ctx, pod, ""))
+			}
+		case deadlines[i].IsZero():
+		case !deadlines[i].After(now):
+			errs = append(errs, c.evict(ctx, pod))
+		case next.IsZero() || deadlines[i].Before(next):
+			next = deadlines[i]
+		}
+	}
+	if !next.IsZero() {
+		c.queue.AddAfter(n.Name, next.Sub(now))
+	}
+	return errors.Join(errs...)
+}
+
+// deadlines returns, parallel to pods, when each must go by the node's taints;
+// the zero time for those that may stay.
+func (c *Controller) deadlines(n *corev1.Node, j judgement, pods []*corev1.Pod) []time.Time {
+	out := make([]time.Time, len(pods))
+	now := c.clock.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	rec := c.tainted[n.Name]
+	fresh := rec == nil
+	if fresh {
+		rec = &taintRecord{since: map[string]time.Time{}, known: map[types.UID]time.Time{}}
+	}
+	since := map[string]time.Time{}
+	for i := range n.Spec.Taints {
+		t := &n.Spec.Taints[i]
+		if t.Effect != corev1.TaintEffectNoExecute {
+			continue
+		}
+		id := taintID(t)
+		at, had := rec.since[id]
+		if !had {
+			at = now
+			// Found at the start of a leadership: the patience with a lost node began
+			// when it was lost, not when this leader came.
+			if fresh && t.Key == corev1.TaintNodeUnreachable && j.fate != live && !j.since.IsZero() && j.since.Before(now) {
+				at = j.since
+			}
+		}
+		since[id] = at
+	}
+	if len(since) == 0 {
+		delete(c.tainted, n.Name)
+		return out
+	}
+	rec.since = since
+	c.tainted[n.Name] = rec
+	known := make(map[types.UID]time.Time, len(pods))
+	for i, pod := range pods {
+		came, had := rec.known[pod.UID]
+		if !had && !fresh {
+			came = now
+		}
+		known[pod.UID] = came
+		out[i], _ = EvictAt(pod.Spec.Tolerations, n.Spec.Taints, func(t *corev1.Taint) time.Time {
+			if at := since[taintID(t)]; at.After(came) {
+				return at
+			}
+			return came
+		})
+	}
+	rec.known = known
+	return out
+}
+
+func hasTaint(n *corev1.Node, key string) bool {
+	for i := range n.Spec.Taints {
+		if n.Spec.Taints[i].Key == key {
+			return true
+		}
+	}
+	return false
+}
+
+// evict deletes a pod gracefully: on a node that is cut off it stays, marked
+// for deletion, until the node is back or gone, because it may still run. Its
+// controller makes another at once.
+func (c *Controller) evict(ctx context.Context, pod *corev1.Pod) error {
+	ref := &corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}
+	c.taint.Eventf(ref, corev1.EventTypeNormal, "TaintManagerEviction", "Marking for deletion Pod %s/%s", pod.Namespace, pod.Name)
+	err := c.disrupt(ctx, pod, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint", false)
+	if err == nil {
+		err = c.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{Preconditions: preconditions(pod)})
+	}
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("evict %s/%s from node %s: %w", pod.Namespace, pod.Name, pod.Spec.NodeName, err)
+	}
+	return nil
+}
+
+// forceDelete removes a pod whose node cannot run it any more, without waiting
+// for anybody; why becomes its DisruptionTarget condition unless empty.
+func (c *Controller) forceDelete(ctx context.Context, pod *corev1.Pod, why string) error {
+	err := c.disrupt(ctx, pod, "DeletionByPodGC", why, !controller.PodTerminal(pod))
+	if err == nil {
+		now := int64(0)
+		err = c.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{
+			GracePeriodSeconds: &now, Preconditions: preconditions(pod),
+		})
+	}
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("remove %s/%s of node %q: %w", pod.Namespace, pod.Name, pod.Spec.NodeName, err)
+	}
+	return nil
+}
+
+func preconditions(pod *corev1.Pod) *metav1.Preconditions {
+	uid := pod.UID
+	return &metav1.Preconditions{UID: &uid}
+}
+
+// disrupt says in the pod why it is deleted, and that it failed if failed.
+func (c *Controller) disrupt(ctx context.Context, pod *corev1.Pod, reason, message string, failed bool) error {
+	status := map[string]any{}
+	if failed {
+		status["phase"] = corev1.PodFailed
+	}
+	if message != "" {
+		status["conditions"] = []corev1.PodCondition{{
+			Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: reason, Message: message,
+			ObservedGeneration: pod.Generation, LastTransitionTime: metav1.NewTime(c.clock.Now()),
+		}}
+	}
+	if len(status) == 0 {
+		return nil
+	}
+	return c.patchPodStatus(ctx, pod, status)
+}
+
+// markNotReady takes a pod that cannot be reached out of Services.
+func (c *Controller) markNotReady(ctx context.Context, pod *corev1.Pod) error {
+	for _, cond := range pod.Status.Conditions {
+		if cond.Type != corev1.PodReady || cond.Status != corev1.ConditionTrue {
+			continue
+		}
+		cond.Status = corev1.ConditionFalse
+		cond.LastTransitionTime = metav1.NewTime(c.clock.Now())
+		err := c.patchPodStatus(ctx, pod, map[string]any{"conditions": []corev1.PodCondition{cond}})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("mark %s/%s not ready: %w", pod.Namespace, pod.Name, err)
+		}
+		c.events.Event(pod, corev1.EventTypeWarning, "NodeNotReady", "Node is not ready")
+		return nil
+	}
+	return nil
+}
+
+// patchPodStatus sends a strategic merge patch; the UID in it makes the API
+// refuse it for another pod of the same name.
+func (c *Controller) patchPodStatus(ctx context.Context, pod *corev1.Pod, status map[string]any) error {
+	_, err := c.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, mustJSON(map[string]any{
+		"metadata": map[string]any{"uid": pod.UID},
+		"status":   status,
+	}), metav1.PatchOptions{}, "status")
+	return err
+}

@@ -1,0 +1,246 @@
+package scheduler
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/utils/clock"
+
+	"skein.io/skein/scheduler/controller"
+	"skein.io/skein/scheduler/placement"
+	"skein.io/skein/scheduler/queue"
+)
+
+// component is the name under which events and conditions are written; it is
+// also the schedulerName of the pods that are placed.
+const component = v1.DefaultSchedulerName
+
+// loop places pods.
+type loop struct {
+	cfg    Config
+	client kubernetes.Interface
+	events record.EventRecorder
+	clock  clock.WithTicker
+	log    *slog.Logger
+	view   view
+
+	wake chan struct{} // something may be ready to be tried; capacity 1
+	jobs chan job      // what is to be written; its workers bound it
+
+	mu       sync.Mutex // guards all below
+	snapshot *placement.Snapshot
+	queue    *queue.Queue
+	assumed  map[types.UID]assumption
+	rnd      *rand.Rand
+}
+
+// assumption is a decision that the view does not show yet.
+type assumption struct {
+	pod  *v1.Pod
+	node string
+}
+
+func newLoop(cfg Config, deps controller.Deps) *loop {
+	deps = deps.WithDefaults()
+	return &loop{
+		cfg: cfg, client: deps.Client, events: deps.Recorder(component), clock: deps.Clock,
+		log:  deps.Logger.With("part", "placement"),
+		view: newView(deps.Factory),
+		wake: make(chan struct{}, 1),
+		jobs: make(chan job, cfg.BindWorkers),
+
+		snapshot: placement.NewSnapshot(),
+		queue:    queue.New(cfg.Queue),
+		assumed:  map[types.UID]assumption{},
+		rnd:      rand.New(rand.NewPCG(cfg.Seed, 0)),
+	}
+}
+
+// Name is the part's name in errors.
+func (l *loop) Name() string { return "placement" }
+
+// Run places pods until ctx ends.
+func (l *loop) Run(ctx context.Context) error {
+	health, stopHealth := l.cfg.Health.Subscribe()
+	defer stopHealth()
+	l.applyHealth()
+	stopWatching, err := l.watch(ctx)
+	if err != nil {
+		return err
+	}
+	defer stopWatching()
+	if ctx.Err() != nil {
+		return nil
+	}
+
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for range l.cfg.BindWorkers {
+		wg.Go(func() {
+			for j := range l.jobs {
+				if ctx.Err() == nil {
+					j.do(ctx, l)
+				}
+			}
+		})
+	}
+	wg.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-health:
+				l.applyHealth()
+			}
+		}
+	})
+	defer close(l.jobs)
+	for ctx.Err() == nil {
+		jobs, next, timed := l.plan()
+		for _, j := range jobs {
+			select {
+			case l.jobs <- j:
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		if len(jobs) == 0 {
+			l.sleep(ctx, next, timed)
+		}
+	}
+	return nil
+}
+
+// sleep waits for an event, or until the time at which the queue has more.
+func (l *loop) sleep(ctx context.Context, next time.Time, timed bool) {
+	var due <-chan time.Time
+	if timed {
+		timer := l.clock.NewTimer(next.Sub(l.clock.Now()))
+		defer timer.Stop()
+		due = timer.C()
+	}
+	select {
+	case <-ctx.Done():
+	case <-l.wake:
+	case <-due:
+	}
+}
+
+// nudge ends a sleep.
+func (l *loop) nudge() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// plan decides for the pods that are to be tried now, and returns what is to
+// be written. If that is nothing, it says when to look again.
+func (l *loop) plan() (jobs []job, next time.Time, timed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.clock.Now()
+	popped := l.queue.Pop(l.cfg.Batch, now)
+	for _, p := range popped {
+		if j := l.decide(p.Pod, now); j != nil {
+			jobs = append(jobs, j)
+		}
+	}
+	if len(popped) == 0 {
+		next, timed = l.queue.Next(now)
+	}
+	return jobs, next, timed
+}
+
+// decide plans one popped pod and notes the decision as if it were carried
+// out. l.mu is held.
+func (l *loop) decide(pod *v1.Pod, now time.Time) job {
+	decision, err := l.snapshot.Place(placement.Request{
+		Pod:     pod,
+		Peers:   l.view.peers(pod),
+		Budgets: l.view.budgets(pod),
+	}, l.rnd)
+	switch {
+	case err != nil:
+		l.queue.Failed(pod.UID, now)
+		return failure{pod: pod, reason: v1.PodReasonSchedulerError, message: err.Error()}
+	case decision.Node != "":
+		l.snapshot.Unnominate(pod.UID)
+		l.snapshot.SetPod(pod, decision.Node)
+		l.assumed[pod.UID] = assumption{pod: pod, node: decision.Node}
+		return binding{pod: pod, node: decision.Node}
+	}
+	l.queue.Unschedulable(pod.UID, wakers(decision.Refusal), now)
+	switch {
+	case decision.Preempt != nil:
+		l.snapshot.Nominate(pod, decision.Preempt.Node)
+	case !decision.Refusal.EvictionUnderWay:
+		l.snapshot.Unnominate(pod.UID)
+	}
+	return failure{
+		pod: pod, reason: v1.PodReasonUnschedulable, message: decision.Refusal.Error(),
+		preempt: decision.Preempt, keepNomination: decision.Refusal.EvictionUnderWay,
+	}
+}
+
+// bound notes that a decision was carried out. The pod stays assumed until
+// the view shows it.
+func (l *loop) bound(pod *v1.Pod) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.queue.Done(pod.UID)
+}
+
+// undo takes a decision back that the API refused; gone says that there is no
+// such pod (any more). It reports whether the pod will be tried again.
+func (l *loop) undo(pod *v1.Pod, gone bool) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.clock.Now()
+	if _, ok := l.assumed[pod.UID]; !ok {
+		// The view has shown meanwhile that the pod is bound, or deleted.
+		l.queue.Done(pod.UID)
+		return false
+	}
+	delete(l.assumed, pod.UID)
+	l.snapshot.RemovePod(pod.UID)
+	l.queue.Move(queue.PodGone, nil, now)
+	if gone {
+		l.queue.Done(pod.UID)
+	} else {
+		l.queue.Failed(pod.UID, now)
+	}
+	l.nudge()
+	return !gone
+}
+
+// applyHealth refuses the nodes that the failure detector holds for dead,
+// before anybody has written a taint.
+func (l *loop) applyHealth() {
+	lost := map[string]bool{}
+	for name, v := range l.cfg.Health.Verdicts() {
+		if v.State == Dead || v.State == Left {
+			lost[name] = true
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.snapshot.SetLost(lost)) > 0 {
+		l.move(queue.NodeReturned)
+	}
+}
+
+// move tells the queue what happened. l.mu is held.
+func (l *loop) move(ev queue.Event) {
+	if ev != 0 {
+		l.queue.Move(ev, nil, l.clock.Now())
+		l.nudge()
+	}
+}

@@ -1,0 +1,176 @@
+package placement
+
+import (
+	"math/rand/v2"
+
+	v1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// Request is a pod that wants a node.
+type Request struct {
+	Pod *v1.Pod
+	// Peers selects the pods that this one is to be spread from by default:
+	// those of its Services and its workload (see [DefaultSelector]). Nil or
+	// empty: none. Constraints in the pod itself win.
+	Peers labels.Selector
+	// Budgets are the disruption budgets that preemption should not break if
+	// it has a choice.
+	Budgets []*policyv1.PodDisruptionBudget
+}
+
+// Decision is the outcome for one pod: a node, or why there is none.
+type Decision struct {
+	Node     string   // "" if none took the pod
+	Feasible int      // nodes that could have taken it
+	Refusal  *Refusal // nil if Node is set
+	// Preempt, if set, names pods whose eviction makes room on a node.
+	Preempt *Preemption
+}
+
+// Place decides for one pod. Among equally good nodes rnd chooses, so the
+// same snapshot, request and state of rnd give the same decision. The
+// snapshot is not changed: a caller that acts on the decision calls SetPod.
+//
+// An error means that the pod's own preferences cannot be parsed, which the
+// API server's validation excludes.
+func (s *Snapshot) Place(req Request, rnd *rand.Rand) (Decision, error) {
+	p := s.newPlan(req.Pod)
+	if p.whole != "" {
+		return Decision{Refusal: &Refusal{
+			Nodes: len(s.order), Whole: p.whole, Filters: map[Filter]bool{p.wholeBy: true},
+			Preemption: p.preemptionText(nil),
+		}}, nil
+	}
+	// Room was made for the pod on its nominated node: that goes first.
+	if n := s.nodes[req.Pod.Status.NominatedNodeName]; n != nil && n.obj != nil {
+		if v := p.try(n); v.ok() {
+			return Decision{Node: n.name, Feasible: 1}, nil
+		}
+	}
+	feasible := make([]*node, 0, len(s.order))
+	for _, n := range s.order {
+		if v := p.try(n); v.ok() {
+			feasible = append(feasible, n)
+		}
+	}
+	switch len(feasible) {
+	case 0:
+		refusal, candidates := p.refusal()
+		preempt := p.preempt(candidates, req.Budgets, refusal, rnd)
+		return Decision{Refusal: refusal, Preempt: preempt}, nil
+	case 1:
+		return Decision{Node: feasible[0].name, Feasible: 1}, nil
+	}
+	scores, err := p.score(feasible, req.Peers)
+	if err != nil {
+		return Decision{}, err
+	}
+	return Decision{Node: feasible[best(scores, rnd)].name, Feasible: len(feasible)}, nil
+}
+
+// best returns the index of the highest total, drawn fairly among equals.
+func best(scores []Scores, rnd *rand.Rand) int {
+	at, top, equals := 0, int64(-1), 0
+	for i := range scores {
+		switch total := scores[i].Total(); {
+		case total > top:
+			at, top, equals = i, total, 1
+		case total == top:
+			equals++
+			if rnd.IntN(equals) == 0 {
+				at = i
+			}
+		}
+	}
+	return at
+}
+
+// refusal asks all nodes once more, now for the reasons: the pass that finds
+// feasible nodes need not collect them. It also returns the nodes that could
+// change their mind if pods were evicted from them.
+func (p *plan) refusal() (*Refusal, []*node) {
+	r := &Refusal{Nodes: len(p.s.order), Reasons: map[string]int{}, Filters: map[Filter]bool{}}
+	var candidates []*node
+	for _, n := range p.s.order {
+		v := p.try(n)
+		v.countIn(r.Reasons)
+		r.Filters[v.by] = true
+		if v.evictOK {
+			candidates = append(candidates, n)
+		}
+	}
+	return r, candidates
+}
+
+func (v *verdict) countIn(reasons map[string]int) {
+	reasons[v.reason]++
+	for _, more := range v.more {
+		reasons[more]++
+	}
+}
+
+// Explanation is what one node said to a pod.
+type Explanation struct {
+	Node    string
+	Filter  Filter   // the rule that refused; "" if the node could take the pod
+	Reasons []string // of that rule
+	Scores  Scores   // weighted, if the node could take the pod
+}
+
+// Explain tells node by node, in the order of their names, what refuses the
+// pod or how the node scores for it.
+func (s *Snapshot) Explain(req Request) ([]Explanation, error) {
+	p := s.newPlan(req.Pod)
+	out := make([]Explanation, 0, len(s.order))
+	var feasible []*node
+	var at []int
+	for _, n := range s.order {
+		e := Explanation{Node: n.name}
+		if p.whole != "" {
+			e.Filter, e.Reasons = p.wholeBy, []string{p.whole}
+		} else if v := p.try(n); v.ok() {
+			feasible, at = append(feasible, n), append(at, len(out))
+		} else {
+			e.Filter, e.Reasons = v.by, append([]string{v.reason}, v.more...)
+		}
+		out = append(out, e)
+	}
+	scores, err := p.score(feasible, req.Peers)
+	if err != nil {
+		return nil, err
+	}
+	for i := range feasible {
+		out[at[i]].Scores = scores[i]
+	}
+	return out, nil
+}
+
+// DefaultSelector is the selector of the pods that pod should be spread from
+// although it does not say so: it demands the selectors of all services (of
+// the pod's namespace) that select the pod, and that of its workload (nil if
+// it has none). Nil if there is neither.
+func DefaultSelector(pod *v1.Pod, services []*v1.Service, workload *metav1.LabelSelector) labels.Selector {
+	set := labels.Set{}
+	for _, service := range services {
+		if len(service.Spec.Selector) > 0 && labels.SelectorFromSet(service.Spec.Selector).Matches(labels.Set(pod.Labels)) {
+			for key, value := range service.Spec.Selector {
+				set[key] = value
+			}
+		}
+	}
+	selector := labels.SelectorFromSet(set)
+	if workload != nil {
+		if own, err := metav1.LabelSelectorAsSelector(workload); err == nil {
+			if requirements, selectable := own.Requirements(); selectable {
+				selector = selector.Add(requirements...)
+			}
+		}
+	}
+	if selector.Empty() {
+		return nil
+	}
+	return selector
+}

@@ -1,0 +1,301 @@
+package placement
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+
+	v1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	corev1helpers "k8s.io/component-helpers/scheduling/corev1"
+)
+
+// How many nodes are tried for preemption at least, absolute and in percent
+// of those that come into question (DefaultPreemptionArgs' defaults).
+const (
+	minPreemptionNodes   = 100
+	minPreemptionPercent = 10
+)
+
+// Preemption is a way to make room: evict the victims, and the pod fits.
+type Preemption struct {
+	Node       string
+	Victims    []*v1.Pod // of lower priority, the most important first
+	Violations int       // how many of the evictions break a disruption budget
+}
+
+// Nominate keeps what pod needs on the named node free from pods of lower
+// priority, until Unnominate or SetPod. It counts for resources and ports.
+func (s *Snapshot) Nominate(pod *v1.Pod, nodeName string) {
+	s.Unnominate(pod.UID)
+	info, err := newPodInfo(pod, false)
+	if err != nil {
+		return // such a pod fits nowhere
+	}
+	info.node = s.ensureNode(nodeName)
+	info.node.nominated = append(info.node.nominated, info)
+	s.nominated[pod.UID] = info
+}
+
+// Unnominate gives up what Nominate keeps free; unknown UIDs are ignored.
+func (s *Snapshot) Unnominate(uid types.UID) {
+	info := s.nominated[uid]
+	if info == nil {
+		return
+	}
+	delete(s.nominated, uid)
+	info.node.nominated = slices.DeleteFunc(info.node.nominated, func(o *podInfo) bool { return o == info })
+	s.dropIfUnused(info.node)
+}
+
+// heldBack is what nominated pods keep free on a node.
+type heldBack struct {
+	Resources
+	pods int
+}
+
+// holdsFor reports whether a pod nominated to the node goes before the
+// planned one.
+func (n *node) holdsFor(info *podInfo, p *plan) bool {
+	return info.pod.UID != p.pod.UID && priority(info.pod) >= priority(p.pod)
+}
+
+func (n *node) held(p *plan) (h heldBack) {
+	for _, info := range n.nominated {
+		if n.holdsFor(info, p) {
+			h.add(&info.request, 1)
+			h.pods++
+		}
+	}
+	return h
+}
+
+func priority(pod *v1.Pod) int32 { return corev1helpers.PodPriority(pod) }
+
+// preemptionText words why preemption does not help, as upstream does; tried
+// are the reasons of the nodes on which it was tried.
+func (p *plan) preemptionText(tried map[string]int) string {
+	if policy := p.pod.Spec.PreemptionPolicy; policy != nil && *policy == v1.PreemptNever {
+		return reasonPreemptNever
+	}
+	reasons, told := map[string]int{}, tried[""]
+	for reason, n := range tried {
+		if reason != "" {
+			reasons[reason] = n
+		}
+	}
+	if rest := len(p.s.order) - told; rest > 0 {
+		reasons[reasonPreemptNoHelp] += rest
+	}
+	return fmt.Sprintf("0/%d nodes are available: %s.", len(p.s.order), histogram(reasons))
+}
+
+// preempt looks for the node from which the least harmful set of pods of
+// lower priority can be evicted so that the pod fits. If there is none it
+// says so in the refusal. Pods are taken away on trial and put back: the
+// snapshot is the same afterwards.
+func (p *plan) preempt(candidates []*node, budgets []*policyv1.PodDisruptionBudget, refusal *Refusal, rnd *rand.Rand) *Preemption {
+	if len(p.s.order) == 0 {
+		return nil
+	}
+	if policy := p.pod.Spec.PreemptionPolicy; policy != nil && *policy == v1.PreemptNever {
+		refusal.Preemption = reasonPreemptNever
+		return nil
+	}
+	if p.evictionUnderWay(candidates) {
+		refusal.Preemption, refusal.EvictionUnderWay = reasonPreemptWaiting, true
+		return nil
+	}
+	tried := map[string]int{}
+	limit := max(minPreemptionNodes, len(candidates)*minPreemptionPercent/100)
+	var found []*Preemption
+	if len(candidates) > 0 {
+		offset := rnd.IntN(len(candidates))
+		for i := range candidates {
+			if len(found) >= limit {
+				break
+			}
+			n := candidates[(offset+i)%len(candidates)]
+			if option := p.victimsOn(n, budgets, tried); option != nil {
+				found = append(found, option)
+			}
+		}
+	}
+	if len(found) == 0 {
+		refusal.Preemption = p.preemptionText(tried)
+		return nil
+	}
+	return slices.MinFunc(found, compareHarm)
+}
+
+// evictionUnderWay reports whether pods that were evicted for this one are
+// still ending on its nominated node: then nothing more is evicted.
+func (p *plan) evictionUnderWay(candidates []*node) bool {
+	n := p.s.nodes[p.pod.Status.NominatedNodeName]
+	if n == nil || !slices.Contains(candidates, n) {
+		return false
+	}
+	return slices.ContainsFunc(n.pods, func(info *podInfo) bool {
+		return info.pod.DeletionTimestamp != nil && priority(info.pod) < priority(p.pod) &&
+			slices.ContainsFunc(info.pod.Status.Conditions, func(c v1.PodCondition) bool {
+				return c.Type == v1.DisruptionTarget && c.Status == v1.ConditionTrue && c.Reason == v1.PodReasonPreemptionByScheduler
+			})
+	})
+}
+
+// victimsOn finds the smallest set of pods on one node, taken from the least
+// important upwards, without which the pod fits. The reasons why not are
+// counted in tried, the node itself under "".
+func (p *plan) victimsOn(n *node, budgets []*policyv1.PodDisruptionBudget, tried map[string]int) *Preemption {
+	var lower []*podInfo
+	for _, info := range n.pods {
+		if priority(info.pod) < priority(p.pod) {
+			lower = append(lower, info)
+		}
+	}
+	if len(lower) == 0 {
+		tried[""]++
+		tried[reasonPreemptNoVictims]++
+		return nil
+	}
+	slices.SortFunc(lower, byImportance)
+	topology := len(p.spread) > 0 || len(p.info.terms.required)+len(p.info.terms.requiredAnti) > 0 || len(p.inter.existingAnti) > 0
+	check := func() verdict {
+		if topology {
+			p.recount()
+		}
+		return p.try(n)
+	}
+	for _, info := range lower {
+		p.s.detach(info)
+	}
+	v := check()
+	if !v.ok() {
+		tried[""]++
+		v.countIn(tried)
+		p.putBack(n, lower, topology)
+		return nil
+	}
+	option := &Preemption{Node: n.name}
+	var victims []*podInfo
+	breaking, free := splitByBudgets(lower, budgets)
+	for i, info := range slices.Concat(breaking, free) {
+		p.s.attach(info, n)
+		if v := check(); !v.ok() {
+			p.s.detach(info)
+			victims = append(victims, info)
+			if i < len(breaking) {
+				option.Violations++
+			}
+		}
+	}
+	p.putBack(n, victims, topology)
+	if len(victims) == 0 {
+		// The node was refused and is not any more although nothing changed.
+		panic("placement: preemption without a victim on node " + n.name)
+	}
+	slices.SortFunc(victims, byImportance)
+	for _, info := range victims {
+		option.Victims = append(option.Victims, info.pod)
+	}
+	return option
+}
+
+func (p *plan) putBack(n *node, infos []*podInfo, recount bool) {
+	for _, info := range infos {
+		p.s.attach(info, n)
+	}
+	if recount {
+		p.recount()
+	}
+}
+
+// startNanos is when a pod started; one that has not is the youngest.
+func startNanos(pod *v1.Pod) int64 {
+	if pod.Status.StartTime == nil {
+		return math.MaxInt64
+	}
+	return pod.Status.StartTime.UnixNano()
+}
+
+// byImportance orders pods of higher priority, then older ones, first.
+func byImportance(a, b *podInfo) int {
+	return cmp.Or(
+		cmp.Compare(priority(b.pod), priority(a.pod)),
+		cmp.Compare(startNanos(a.pod), startNanos(b.pod)),
+		cmp.Compare(a.pod.UID, b.pod.UID),
+	)
+}
+
+// splitByBudgets separates the pods whose eviction would break a budget,
+// given that those before them in the list are evicted as well.
+func splitByBudgets(infos []*podInfo, budgets []*policyv1.PodDisruptionBudget) (breaking, free []*podInfo) {
+	left := make([]int32, len(budgets))
+	for i, b := range budgets {
+		left[i] = b.Status.DisruptionsAllowed
+	}
+	for _, info := range infos {
+		broken := false
+		for i, b := range budgets {
+			if !budgetCovers(b, info.pod) {
+				continue
+			}
+			left[i]--
+			broken = broken || left[i] < 0
+		}
+		if broken {
+			breaking = append(breaking, info)
+		} else {
+			free = append(free, info)
+		}
+	}
+	return breaking, free
+}
+
+// budgetCovers leaves out pods whose eviction the budget has already counted.
+func budgetCovers(b *policyv1.PodDisruptionBudget, pod *v1.Pod) bool {
+	if b.Namespace != pod.Namespace || len(pod.Labels) == 0 {
+		return false
+	}
+	selector, err := metav1.LabelSelectorAsSelector(b.Spec.Selector)
+	if err != nil || selector.Empty() || !selector.Matches(labels.Set(pod.Labels)) {
+		return false
+	}
+	_, counted := b.Status.DisruptedPods[pod.Name]
+	return !counted
+}
+
+// compareHarm orders options by upstream's criteria: fewer broken budgets, a
+// less important most important victim, a smaller sum of priorities, fewer
+// victims, and victims of the highest priority that started later.
+func compareHarm(a, b *Preemption) int {
+	sum := func(o *Preemption) (total int64) {
+		for _, pod := range o.Victims {
+			// Shifted to be positive, so that more victims of negative priority
+			// do not look like less harm.
+			total += int64(priority(pod)) + math.MaxInt32 + 1
+		}
+		return total
+	}
+	earliest := func(o *Preemption) int64 {
+		first := int64(math.MaxInt64)
+		for _, pod := range o.Victims {
+			if priority(pod) == priority(o.Victims[0]) {
+				first = min(first, startNanos(pod))
+			}
+		}
+		return first
+	}
+	return cmp.Or(
+		cmp.Compare(a.Violations, b.Violations),
+		cmp.Compare(priority(a.Victims[0]), priority(b.Victims[0])),
+		cmp.Compare(sum(a), sum(b)),
+		cmp.Compare(len(a.Victims), len(b.Victims)),
+		cmp.Compare(earliest(b), earliest(a)),
+	)
+}

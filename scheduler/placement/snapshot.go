@@ -1,0 +1,306 @@
+package placement
+
+import (
+	"cmp"
+	"slices"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Snapshot is the scheduler's picture of the cluster: its nodes, the pods
+// that hold resources on them (bound, or assumed to be bound soon), and the
+// sums that decisions read. See the package comment for who may use it.
+type Snapshot struct {
+	nodes      map[string]*node       // also of nodes not (or no longer) known that still hold pods
+	order      []*node                // the known ones, by name
+	pods       map[types.UID]*podInfo // all that hold resources
+	namespaces map[string]labels.Set
+	images     map[string]*imageState
+	lost       map[string]bool
+	nominated  map[types.UID]*podInfo // pods that wait for evicted ones to go
+	counts     counterCache
+	slots      slotPool
+}
+
+// node is one node with the sums over its pods.
+type node struct {
+	name string
+	slot int      // index in per-node arrays of selector counts; kept while the node is in the map
+	obj  *v1.Node // nil while only pods name it
+	lost bool     // declared dead by the failure detector
+
+	alloc       Resources
+	allocPods   int64
+	hardTaints  []v1.Taint // NoSchedule and NoExecute
+	softTaints  []v1.Taint // PreferNoSchedule
+	images      map[string]*imageState
+	used        Resources
+	scoreCPU    int64 // thousandths of a core, with the scoring amounts for silent containers
+	scoreMemory int64 // bytes, likewise
+	pods        []*podInfo
+	ports       map[hostPort]int // how many pods hold it
+	affine      []*podInfo       // those of pods with any affinity term
+	antiAffine  []*podInfo       // those of pods with a required anti-affinity term
+	nominated   []*podInfo       // pods not here yet, for which others were evicted
+}
+
+// podInfo is a pod with what decisions need of it, computed once.
+type podInfo struct {
+	pod         *v1.Pod
+	node        *node
+	index       int // in node.pods
+	request     Resources
+	scoreCPU    int64
+	scoreMemory int64
+	ports       []hostPort
+	terms       podTerms
+}
+
+// imageState is one image name and the nodes that have it.
+type imageState struct {
+	size  int64 // bytes, as the first node said
+	nodes int
+}
+
+// NewSnapshot returns an empty cluster.
+func NewSnapshot() *Snapshot {
+	return &Snapshot{
+		nodes:      map[string]*node{},
+		pods:       map[types.UID]*podInfo{},
+		namespaces: map[string]labels.Set{},
+		images:     map[string]*imageState{},
+		lost:       map[string]bool{},
+		nominated:  map[types.UID]*podInfo{},
+		counts:     newCounterCache(),
+	}
+}
+
+// NumNodes is the number of nodes that decisions choose from.
+func (s *Snapshot) NumNodes() int { return len(s.order) }
+
+// NumPods is the number of pods that hold resources.
+func (s *Snapshot) NumPods() int { return len(s.pods) }
+
+// HasNode reports whether name is a node to choose from.
+func (s *Snapshot) HasNode(name string) bool {
+	n := s.nodes[name]
+	return n != nil && n.obj != nil
+}
+
+// SetNode adds a node or replaces what was known of it.
+func (s *Snapshot) SetNode(obj *v1.Node) {
+	n := s.ensureNode(obj.Name)
+	if n.obj == nil {
+		at, _ := slices.BinarySearchFunc(s.order, n.name, func(o *node, name string) int { return cmp.Compare(o.name, name) })
+		s.order = slices.Insert(s.order, at, n)
+	}
+	n.obj = obj
+	n.lost = s.lost[n.name]
+	n.alloc = resourcesOf(obj.Status.Allocatable)
+	n.allocPods = obj.Status.Allocatable.Pods().Value()
+	n.hardTaints, n.softTaints = nil, nil
+	for _, t := range obj.Spec.Taints {
+		if t.Effect == v1.TaintEffectPreferNoSchedule {
+			n.softTaints = append(n.softTaints, t)
+		} else {
+			n.hardTaints = append(n.hardTaints, t)
+		}
+	}
+	s.setImages(n, obj.Status.Images)
+}
+
+// RemoveNode takes a node out of the choice. Its pods stay known until they
+// are removed themselves, because their events come by another watch.
+func (s *Snapshot) RemoveNode(name string) {
+	n := s.nodes[name]
+	if n == nil || n.obj == nil {
+		return
+	}
+	at, found := slices.BinarySearchFunc(s.order, name, func(o *node, name string) int { return cmp.Compare(o.name, name) })
+	if !found {
+		panic("placement: node " + name + " is known but not in order")
+	}
+	s.order = slices.Delete(s.order, at, at+1)
+	s.setImages(n, nil)
+	n.obj = nil
+	s.dropIfUnused(n)
+}
+
+// SetLost names all nodes that the failure detector holds for dead. It
+// returns the nodes that have come back since the last call, in no order.
+func (s *Snapshot) SetLost(names map[string]bool) (returned []string) {
+	for name := range s.lost {
+		if !names[name] {
+			returned = append(returned, name)
+		}
+	}
+	s.lost = make(map[string]bool, len(names))
+	for name, dead := range names {
+		if dead {
+			s.lost[name] = true
+		}
+	}
+	for _, n := range s.order {
+		n.lost = s.lost[n.name]
+	}
+	return returned
+}
+
+// SetNamespace records the labels of a namespace, which namespace selectors
+// of affinity terms are matched with.
+func (s *Snapshot) SetNamespace(name string, set map[string]string) { s.namespaces[name] = set }
+
+// RemoveNamespace forgets the labels of a namespace.
+func (s *Snapshot) RemoveNamespace(name string) { delete(s.namespaces, name) }
+
+// SetPod says that a pod holds its resources on the named node, which need
+// not be in its specification yet (a pod assumed to be bound). It replaces
+// what was said before of a pod with the same UID. A pod whose affinity
+// cannot be parsed takes its place without its terms: the API server lets no
+// such pod in, and the resources count in any case.
+func (s *Snapshot) SetPod(pod *v1.Pod, nodeName string) {
+	s.RemovePod(pod.UID)
+	info, err := newPodInfo(pod, true)
+	if err != nil {
+		info.terms = podTerms{}
+	}
+	s.attach(info, s.ensureNode(nodeName))
+}
+
+// RemovePod takes a pod off its node; unknown UIDs are ignored.
+func (s *Snapshot) RemovePod(uid types.UID) {
+	info := s.pods[uid]
+	if info == nil {
+		return
+	}
+	n := info.node
+	s.detach(info)
+	s.dropIfUnused(n)
+}
+
+// PodNode returns the node that the pod holds resources on, "" for none.
+func (s *Snapshot) PodNode(uid types.UID) string {
+	if info := s.pods[uid]; info != nil {
+		return info.node.name
+	}
+	return ""
+}
+
+func newPodInfo(pod *v1.Pod, placed bool) (*podInfo, error) {
+	info := &podInfo{pod: pod, request: PodRequest(pod, placed), ports: hostPortsOf(pod)}
+	info.scoreCPU, info.scoreMemory = scoringRequest(pod, placed, &info.request)
+	var err error
+	info.terms, err = termsOf(pod)
+	return info, err
+}
+
+func (s *Snapshot) attach(info *podInfo, n *node) {
+	info.node, info.index = n, len(n.pods)
+	n.pods = append(n.pods, info)
+	n.sum(info, 1)
+	if info.terms.any() {
+		n.affine = append(n.affine, info)
+	}
+	if len(info.terms.requiredAnti) > 0 {
+		n.antiAffine = append(n.antiAffine, info)
+	}
+	s.pods[info.pod.UID] = info
+	s.counts.pod(info.pod, n.slot, 1)
+}
+
+func (s *Snapshot) detach(info *podInfo) {
+	n := info.node
+	last := len(n.pods) - 1
+	n.pods[info.index] = n.pods[last]
+	n.pods[info.index].index = info.index
+	n.pods[last] = nil
+	n.pods = n.pods[:last]
+	n.sum(info, -1)
+	same := func(o *podInfo) bool { return o == info }
+	if info.terms.any() {
+		n.affine = slices.DeleteFunc(n.affine, same)
+	}
+	if len(info.terms.requiredAnti) > 0 {
+		n.antiAffine = slices.DeleteFunc(n.antiAffine, same)
+	}
+	delete(s.pods, info.pod.UID)
+	s.counts.pod(info.pod, n.slot, -1)
+}
+
+// sum adds sign times what a pod takes.
+func (n *node) sum(info *podInfo, sign int64) {
+	n.used.add(&info.request, sign)
+	n.scoreCPU += sign * info.scoreCPU
+	n.scoreMemory += sign * info.scoreMemory
+	for _, p := range info.ports {
+		if n.ports == nil {
+			n.ports = map[hostPort]int{}
+		}
+		n.ports[p] += int(sign)
+		if n.ports[p] == 0 {
+			delete(n.ports, p)
+		}
+	}
+}
+
+func (s *Snapshot) ensureNode(name string) *node {
+	n := s.nodes[name]
+	if n == nil {
+		n = &node{name: name, slot: s.slots.take()}
+		s.nodes[name] = n
+	}
+	return n
+}
+
+func (s *Snapshot) dropIfUnused(n *node) {
+	if n.obj == nil && len(n.pods) == 0 && len(n.nominated) == 0 {
+		delete(s.nodes, n.name)
+		s.slots.give(n.slot)
+	}
+}
+
+func (s *Snapshot) setImages(n *node, images []v1.ContainerImage) {
+	for name, state := range n.images {
+		if state.nodes--; state.nodes == 0 {
+			delete(s.images, name)
+		}
+	}
+	n.images = nil
+	for i := range images {
+		for _, name := range images[i].Names {
+			if _, dup := n.images[name]; dup {
+				continue
+			}
+			state := s.images[name]
+			if state == nil {
+				state = &imageState{size: images[i].SizeBytes}
+				s.images[name] = state
+			}
+			state.nodes++
+			if n.images == nil {
+				n.images = make(map[string]*imageState, len(images))
+			}
+			n.images[name] = state
+		}
+	}
+}
+
+// slotPool hands out small numbers and takes them back.
+type slotPool struct {
+	next int
+	free []int
+}
+
+func (p *slotPool) take() int {
+	if k := len(p.free); k > 0 {
+		slot := p.free[k-1]
+		p.free = p.free[:k-1]
+		return slot
+	}
+	p.next++
+	return p.next - 1
+}
+
+func (p *slotPool) give(slot int) { p.free = append(p.free, slot) }

@@ -1,0 +1,400 @@
+// Package queue orders the pods that wait for a node.
+//
+// # Contract
+//
+// A pod is in one of these places: active (to be tried as soon as possible),
+// backing off (to be tried when its back-off ends), waiting (no node could
+// take it; an event that may help, or a long time, brings it back), gated
+// (its specification forbids scheduling) or in flight (popped, its outcome
+// not reported yet). Every popped pod must be reported by exactly one of
+// Done, Unschedulable and Failed; until then it is not popped again.
+//
+// Ordering: active pods come by priority, then by the time at which they
+// became active, then by arrival.
+//
+// An event that comes while a pod is in flight is not lost: if it may help,
+// the pod backs off instead of waiting.
+//
+// The queue is pure: time is an argument, and it must not go backwards. It is
+// not safe for concurrent use; the scheduler, its only caller, guards it. It
+// holds at most one entry for each pod that exists.
+package queue
+
+import (
+	"cmp"
+	"container/heap"
+	"errors"
+	"fmt"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	corev1helpers "k8s.io/component-helpers/scheduling/corev1"
+)
+
+// Event is a set of kinds of change in the cluster.
+type Event uint32
+
+// The kinds of change that can make a refused pod schedulable.
+const (
+	NodeAdded       Event = 1 << iota // a node is new
+	NodeRemoved                       // a node is gone (a spread domain may be, too)
+	NodeAllocatable                   // a node offers more of something
+	NodeLabels                        // a node's labels changed
+	NodeTaints                        // a node's taints, or whether it is cordoned, changed
+	NodeReturned                      // the failure detector sees a lost node again
+	PodPlaced                         // a pod was bound
+	PodGone                           // a bound pod has ended, or was not bound after all
+	PodShrunk                         // a bound pod requests less
+	PodLabels                         // a bound pod's labels changed, or it began to end
+	NamespaceLabels                   // a namespace's labels changed
+	Services                          // what pods are spread by changed
+	Any             Event = 1<<iota - 1
+)
+
+// Config bounds the queue's waiting times.
+type Config struct {
+	// FirstBackoff is how long a pod backs off after its first failed attempt;
+	// each further failure doubles it. Default 1 s, as upstream.
+	FirstBackoff time.Duration
+	// LongestBackoff is where doubling stops. Default 10 s, as upstream.
+	LongestBackoff time.Duration
+	// LongestWait is how long a waiting pod is left alone if no event comes.
+	// Default 5 min, as upstream.
+	LongestWait time.Duration
+}
+
+// DefaultConfig returns the documented defaults.
+func DefaultConfig() Config {
+	return Config{FirstBackoff: time.Second, LongestBackoff: 10 * time.Second, LongestWait: 5 * time.Minute}
+}
+
+func (c *Config) setDefaults() {
+	d := DefaultConfig()
+	c.FirstBackoff = cmp.Or(c.FirstBackoff, d.FirstBackoff)
+	c.LongestBackoff = cmp.Or(c.LongestBackoff, d.LongestBackoff)
+	c.LongestWait = cmp.Or(c.LongestWait, d.LongestWait)
+}
+
+// Validate reports all faults of the configuration at once.
+func (c Config) Validate() error {
+	c.setDefaults()
+	var errs []error
+	if c.FirstBackoff < 0 {
+		errs = append(errs, fmt.Errorf("queue: FirstBackoff is negative: %v", c.FirstBackoff))
+	}
+	if c.LongestBackoff < c.FirstBackoff {
+		errs = append(errs, fmt.Errorf("queue: LongestBackoff %v is below FirstBackoff %v", c.LongestBackoff, c.FirstBackoff))
+	}
+	if c.LongestWait < c.LongestBackoff {
+		errs = append(errs, fmt.Errorf("queue: LongestWait %v is below LongestBackoff %v", c.LongestWait, c.LongestBackoff))
+	}
+	return errors.Join(errs...)
+}
+
+type place int
+
+const (
+	active place = iota
+	backoff
+	backoffAfterError
+	waiting
+	gated
+	inFlight
+)
+
+type entry struct {
+	pod      *v1.Pod
+	priority int32
+	arrival  uint64    // breaks ties
+	since    time.Time // when it became active (order), or when it began to wait
+	until    time.Time // end of the back-off
+	attempts int
+	place    place
+	index    int   // in its heap
+	wake     Event // what may help; while waiting
+	missed   Event // what happened; while in flight
+}
+
+// Queue is the set of pods that wait for a node.
+type Queue struct {
+	cfg     Config
+	entries map[types.UID]*entry
+	arrival uint64
+
+	active entryHeap
+	// Pods that no node could take may be tried before their back-off ends when
+	// nothing else is to be done; pods whose attempt failed by an error not.
+	backoff, backoffErr entryHeap
+	waiting, inFlight   map[types.UID]*entry
+}
+
+// New returns an empty queue; cfg must be valid.
+func New(cfg Config) *Queue {
+	cfg.setDefaults()
+	byEnd := func(a, b *entry) bool {
+		return cmp.Or(a.until.Compare(b.until), cmp.Compare(a.arrival, b.arrival)) < 0
+	}
+	return &Queue{
+		cfg:     cfg,
+		entries: map[types.UID]*entry{},
+		active: entryHeap{less: func(a, b *entry) bool {
+			return cmp.Or(cmp.Compare(b.priority, a.priority), a.since.Compare(b.since), cmp.Compare(a.arrival, b.arrival)) < 0
+		}},
+		backoff:    entryHeap{less: byEnd},
+		backoffErr: entryHeap{less: byEnd},
+		waiting:    map[types.UID]*entry{},
+		inFlight:   map[types.UID]*entry{},
+	}
+}
+
+// Add takes in a pod, or takes note of its new version. helps says that the
+// change between the versions may make it schedulable (it is ignored for a
+// new pod).
+func (q *Queue) Add(pod *v1.Pod, helps bool, now time.Time) {
+	e := q.entries[pod.UID]
+	if e == nil {
+		q.arrival++
+		e = &entry{pod: pod, priority: corev1helpers.PodPriority(pod), arrival: q.arrival}
+		q.entries[pod.UID] = e
+		if len(pod.Spec.SchedulingGates) > 0 {
+			e.place = gated
+			return
+		}
+		q.activate(e, now)
+		return
+	}
+	e.pod = pod // its priority is immutable
+	switch {
+	case e.place == gated && len(pod.Spec.SchedulingGates) == 0:
+		q.activate(e, now)
+	case e.place == waiting && helps:
+		q.revive(e, now)
+	case e.place == inFlight && helps:
+		e.missed = Any
+	}
+}
+
+// Remove forgets a pod, in whatever place; unknown UIDs are ignored.
+func (q *Queue) Remove(uid types.UID) {
+	if e := q.entries[uid]; e != nil {
+		q.leave(e)
+		delete(q.entries, uid)
+	}
+}
+
+// Popped is a pod to be tried.
+type Popped struct {
+	Pod      *v1.Pod
+	Attempts int // this one included
+}
+
+// Pop takes up to n pods that are to be tried now.
+func (q *Queue) Pop(n int, now time.Time) []Popped {
+	q.tick(now)
+	var out []Popped
+	for len(out) < n {
+		e := q.next()
+		if e == nil {
+			break
+		}
+		q.leave(e)
+		e.place, e.missed = inFlight, 0
+		e.attempts++
+		q.inFlight[e.pod.UID] = e
+		out = append(out, Popped{Pod: e.pod, Attempts: e.attempts})
+	}
+	return out
+}
+
+func (q *Queue) next() *entry {
+	if e := q.active.first(); e != nil {
+		return e
+	}
+	return q.backoff.first()
+}
+
+// Done reports that a popped pod needs no node any more.
+func (q *Queue) Done(uid types.UID) { q.Remove(uid) }
+
+// Unschedulable reports that no node could take a popped pod, and which
+// events may change that.
+func (q *Queue) Unschedulable(uid types.UID, wake Event, now time.Time) {
+	e := q.landing(uid)
+	if e == nil {
+		return
+	}
+	e.wake = wake
+	e.until = now.Add(q.backoffOf(e))
+	if e.missed&wake != 0 {
+		e.place = backoff
+		heap.Push(&q.backoff, e)
+		return
+	}
+	e.place, e.since = waiting, now
+	q.waiting[uid] = e
+}
+
+// Failed reports that the attempt of a popped pod failed for a reason that is
+// not the pod's: it is tried again after its back-off.
+func (q *Queue) Failed(uid types.UID, now time.Time) {
+	e := q.landing(uid)
+	if e == nil {
+		return
+	}
+	e.until = now.Add(q.backoffOf(e))
+	e.place = backoffAfterError
+	heap.Push(&q.backoffErr, e)
+}
+
+// landing takes a pod out of flight; nil if it was removed meanwhile.
+func (q *Queue) landing(uid types.UID) *entry {
+	e := q.inFlight[uid]
+	if e == nil {
+		return nil
+	}
+	q.leave(e)
+	if len(e.pod.Spec.SchedulingGates) > 0 {
+		e.place = gated
+		return nil
+	}
+	return e
+}
+
+// Move says that something happened in the cluster. Waiting pods that it may
+// help (and for which may, if not nil, agrees) are tried again after what is
+// left of their back-off. It returns how many those are.
+func (q *Queue) Move(ev Event, may func(*v1.Pod) bool, now time.Time) int {
+	for _, e := range q.inFlight {
+		e.missed |= ev
+	}
+	moved := 0
+	for _, e := range q.waiting {
+		if e.wake&ev != 0 && (may == nil || may(e.pod)) {
+			q.revive(e, now)
+			moved++
+		}
+	}
+	return moved
+}
+
+// Next returns when Pop will have something to give without any event; false
+// if never.
+func (q *Queue) Next(now time.Time) (time.Time, bool) {
+	if q.next() != nil {
+		return now, true
+	}
+	var at time.Time
+	earlier := func(t time.Time) {
+		if at.IsZero() || t.Before(at) {
+			at = t
+		}
+	}
+	if e := q.backoffErr.first(); e != nil {
+		earlier(e.until)
+	}
+	for _, e := range q.waiting {
+		earlier(e.since.Add(q.cfg.LongestWait))
+	}
+	return at, !at.IsZero()
+}
+
+// Lengths are the numbers of pods by place.
+type Lengths struct{ Active, Backoff, Waiting, Gated, InFlight int }
+
+// Lengths counts the pods.
+func (q *Queue) Lengths() Lengths {
+	l := Lengths{Active: q.active.Len(), Backoff: q.backoff.Len() + q.backoffErr.Len(), Waiting: len(q.waiting), InFlight: len(q.inFlight)}
+	l.Gated = len(q.entries) - l.Active - l.Backoff - l.Waiting - l.InFlight
+	return l
+}
+
+// tick makes pods active whose back-off, or longest wait, is over.
+func (q *Queue) tick(now time.Time) {
+	for _, h := range []*entryHeap{&q.backoff, &q.backoffErr} {
+		for e := h.first(); e != nil && !e.until.After(now); e = h.first() {
+			q.leave(e)
+			q.activate(e, now)
+		}
+	}
+	for _, e := range q.waiting {
+		if !e.since.Add(q.cfg.LongestWait).After(now) {
+			q.revive(e, now)
+		}
+	}
+}
+
+func (q *Queue) activate(e *entry, now time.Time) {
+	e.place, e.since = active, now
+	heap.Push(&q.active, e)
+}
+
+// revive ends the waiting of a pod.
+func (q *Queue) revive(e *entry, now time.Time) {
+	q.leave(e)
+	if !e.until.After(now) {
+		q.activate(e, now)
+		return
+	}
+	e.place = backoff
+	heap.Push(&q.backoff, e)
+}
+
+// leave takes an entry out of the collection of its place.
+func (q *Queue) leave(e *entry) {
+	switch e.place {
+	case active:
+		heap.Remove(&q.active, e.index)
+	case backoff:
+		heap.Remove(&q.backoff, e.index)
+	case backoffAfterError:
+		heap.Remove(&q.backoffErr, e.index)
+	case waiting:
+		delete(q.waiting, e.pod.UID)
+	case inFlight:
+		delete(q.inFlight, e.pod.UID)
+	}
+}
+
+func (q *Queue) backoffOf(e *entry) time.Duration {
+	d := q.cfg.FirstBackoff
+	for range e.attempts - 1 {
+		if d >= q.cfg.LongestBackoff/2 {
+			return q.cfg.LongestBackoff
+		}
+		d *= 2
+	}
+	return d
+}
+
+// entryHeap is a container/heap that keeps each entry's index.
+type entryHeap struct {
+	items []*entry
+	less  func(a, b *entry) bool
+}
+
+func (h *entryHeap) first() *entry {
+	if len(h.items) == 0 {
+		return nil
+	}
+	return h.items[0]
+}
+
+func (h *entryHeap) Len() int           { return len(h.items) }
+func (h *entryHeap) Less(i, j int) bool { return h.less(h.items[i], h.items[j]) }
+func (h *entryHeap) Swap(i, j int) {
+	h.items[i], h.items[j] = h.items[j], h.items[i]
+	h.items[i].index, h.items[j].index = i, j
+}
+func (h *entryHeap) Push(x any) {
+	e := x.(*entry)
+	e.index = len(h.items)
+	h.items = append(h.items, e)
+}
+func (h *entryHeap) Pop() any {
+	last := len(h.items) - 1
+	e := h.items[last]
+	h.items[last] = nil
+	h.items = h.items[:last]
+	return e
+}

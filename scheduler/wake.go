@@ -1,0 +1,76 @@
+package scheduler
+
+import (
+	"maps"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+
+	"skein.io/skein/scheduler/placement"
+	"skein.io/skein/scheduler/queue"
+)
+
+// helpers says for each filter which events can change its mind, as the
+// EventsToRegister of upstream's plugins do.
+var helpers = map[placement.Filter]queue.Event{
+	placement.NodeUnschedulable: queue.NodeAdded | queue.NodeTaints,
+	placement.NodeName:          queue.NodeAdded,
+	placement.TaintToleration:   queue.NodeAdded | queue.NodeTaints | queue.NodeReturned,
+	placement.NodeAffinity:      queue.NodeAdded | queue.NodeLabels,
+	placement.NodePorts:         queue.NodeAdded | queue.PodGone,
+	placement.NodeResourcesFit:  queue.NodeAdded | queue.NodeAllocatable | queue.PodGone | queue.PodShrunk,
+	placement.PodTopologySpread: queue.NodeAdded | queue.NodeRemoved | queue.NodeLabels | queue.NodeTaints |
+		queue.PodPlaced | queue.PodGone | queue.PodLabels,
+	placement.InterPodAffinity: queue.NodeAdded | queue.NodeLabels |
+		queue.PodPlaced | queue.PodGone | queue.PodLabels | queue.NamespaceLabels,
+}
+
+// wakers is the set of events that may help a refused pod.
+func wakers(r *placement.Refusal) queue.Event {
+	if r.Nodes == 0 {
+		return queue.NodeAdded
+	}
+	var ev queue.Event
+	for filter := range r.Filters {
+		ev |= helpers[filter]
+	}
+	return ev
+}
+
+// nodeChange says what about a node changed that waiting pods may care for,
+// and whether decisions must be made on the new version at all.
+func nodeChange(old, cur *v1.Node) (ev queue.Event, matters bool) {
+	if old == nil {
+		return queue.NodeAdded, true
+	}
+	if !equality.Semantic.DeepEqual(old.Status.Allocatable, cur.Status.Allocatable) {
+		ev |= queue.NodeAllocatable
+	}
+	if !maps.Equal(old.Labels, cur.Labels) {
+		ev |= queue.NodeLabels
+	}
+	if old.Spec.Unschedulable != cur.Spec.Unschedulable || !equality.Semantic.DeepEqual(old.Spec.Taints, cur.Spec.Taints) {
+		ev |= queue.NodeTaints
+	}
+	return ev, ev != 0 || !equality.Semantic.DeepEqual(old.Status.Images, cur.Status.Images)
+}
+
+// placedPodChange says what about a bound pod changed that waiting pods may
+// care for.
+func placedPodChange(old, cur *v1.Pod) (ev queue.Event) {
+	if !maps.Equal(old.Labels, cur.Labels) || old.DeletionTimestamp == nil && cur.DeletionTimestamp != nil {
+		ev |= queue.PodLabels
+	}
+	before, after := placement.PodRequest(old, true), placement.PodRequest(cur, true)
+	if after.MilliCPU < before.MilliCPU || after.Memory < before.Memory || after.EphemeralStorage < before.EphemeralStorage {
+		ev |= queue.PodShrunk
+	}
+	return ev
+}
+
+// pendingPodChanged reports whether a pod's new version may be schedulable
+// where the old one was not. What the scheduler itself writes (conditions,
+// the nominated node) must not count, or a refused pod would wake itself.
+func pendingPodChanged(old, cur *v1.Pod) bool {
+	return !maps.Equal(old.Labels, cur.Labels) || !equality.Semantic.DeepEqual(&old.Spec, &cur.Spec)
+}

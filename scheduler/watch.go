@@ -1,0 +1,237 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/informers"
+	appslisters "k8s.io/client-go/listers/apps/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	policylisters "k8s.io/client-go/listers/policy/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"skein.io/skein/scheduler/controller"
+	"skein.io/skein/scheduler/placement"
+	"skein.io/skein/scheduler/queue"
+)
+
+// view is what placement reads of the shared view.
+type view struct {
+	pods, nodes, namespaces, services, replicaSets cache.SharedIndexInformer
+
+	podLister         corelisters.PodLister
+	serviceLister     corelisters.ServiceLister
+	controllerLister  corelisters.ReplicationControllerLister
+	replicaSetLister  appslisters.ReplicaSetLister
+	statefulSetLister appslisters.StatefulSetLister
+	budgetLister      policylisters.PodDisruptionBudgetLister
+}
+
+func newView(f informers.SharedInformerFactory) view {
+	core, apps := f.Core().V1(), f.Apps().V1()
+	return view{
+		pods: core.Pods().Informer(), nodes: core.Nodes().Informer(), namespaces: core.Namespaces().Informer(),
+		services: core.Services().Informer(), replicaSets: apps.ReplicaSets().Informer(),
+
+		podLister:         core.Pods().Lister(),
+		serviceLister:     core.Services().Lister(),
+		controllerLister:  core.ReplicationControllers().Lister(),
+		replicaSetLister:  apps.ReplicaSets().Lister(),
+		statefulSetLister: apps.StatefulSets().Lister(),
+		budgetLister:      f.Policy().V1().PodDisruptionBudgets().Lister(),
+	}
+}
+
+// peers selects the pods that this one is spread from if it says nothing
+// itself: those of its Services and its workload.
+func (v *view) peers(pod *v1.Pod) labels.Selector {
+	if len(pod.Spec.TopologySpreadConstraints) > 0 {
+		return nil
+	}
+	// The lister cannot fail: it reads memory.
+	services, _ := v.serviceLister.Services(pod.Namespace).List(labels.Everything())
+	return placement.DefaultSelector(pod, services, v.workload(pod))
+}
+
+// workload returns the selector of the pod's controller if that is of a kind
+// whose pods are alike.
+func (v *view) workload(pod *v1.Pod) *metav1.LabelSelector {
+	owner := metav1.GetControllerOfNoCopy(pod)
+	if owner == nil {
+		return nil
+	}
+	switch owner.APIVersion + "/" + owner.Kind {
+	case "apps/v1/ReplicaSet":
+		if rs, err := v.replicaSetLister.ReplicaSets(pod.Namespace).Get(owner.Name); err == nil {
+			return rs.Spec.Selector
+		}
+	case "apps/v1/StatefulSet":
+		if set, err := v.statefulSetLister.StatefulSets(pod.Namespace).Get(owner.Name); err == nil {
+			return set.Spec.Selector
+		}
+	case "v1/ReplicationController":
+		if rc, err := v.controllerLister.ReplicationControllers(pod.Namespace).Get(owner.Name); err == nil {
+			return &metav1.LabelSelector{MatchLabels: rc.Spec.Selector}
+		}
+	}
+	return nil
+}
+
+// budgets are needed only when lower pods may have to go.
+func (v *view) budgets(pod *v1.Pod) []*policyv1.PodDisruptionBudget {
+	if pod.Spec.Priority == nil || *pod.Spec.Priority <= 0 {
+		return nil
+	}
+	all, _ := v.budgetLister.List(labels.Everything()) // reads memory, cannot fail
+	return all
+}
+
+// watch feeds snapshot and queue from the view until the returned function is
+// called. It returns when both hold all that exists, or ctx has ended.
+func (l *loop) watch(ctx context.Context) (stop func(), err error) {
+	watches := []controller.Watch{
+		// Nodes and namespaces first: pods that wait are tried when all is known.
+		controller.On(l.view.nodes, l.nodeChanged),
+		controller.On(l.view.namespaces, l.namespaceChanged),
+		controller.On(l.view.pods, l.podChanged),
+	}
+	var undo []func()
+	stop = func() {
+		for _, fn := range undo {
+			fn()
+		}
+	}
+	synced := []cache.InformerSynced{l.view.services.HasSynced, l.view.replicaSets.HasSynced}
+	for _, w := range watches {
+		reg, err := w.Informer.AddEventHandler(w.Handler)
+		if err != nil {
+			stop()
+			return nil, fmt.Errorf("watch the shared view: %w", err)
+		}
+		// An error here means that the informer has stopped, with its handlers.
+		undo = append(undo, func() { _ = w.Informer.RemoveEventHandler(reg) })
+		synced = append(synced, reg.HasSynced)
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for _, ready := range synced {
+		for !ready() {
+			select {
+			case <-ctx.Done():
+				return stop, nil
+			case <-tick.C:
+			}
+		}
+	}
+	return stop, nil
+}
+
+func (l *loop) nodeChanged(old, cur *v1.Node) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if cur == nil {
+		l.snapshot.RemoveNode(old.Name)
+		l.move(queue.NodeRemoved)
+		return
+	}
+	ev, matters := nodeChange(old, cur)
+	if matters {
+		l.snapshot.SetNode(cur)
+	}
+	l.move(ev)
+}
+
+func (l *loop) namespaceChanged(old, cur *v1.Namespace) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if cur == nil {
+		l.snapshot.RemoveNamespace(old.Name)
+		return
+	}
+	l.snapshot.SetNamespace(cur.Name, cur.Labels)
+	if old == nil || !maps.Equal(old.Labels, cur.Labels) {
+		l.move(queue.NamespaceLabels)
+	}
+}
+
+func (l *loop) podChanged(old, cur *v1.Pod) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if old != nil && cur != nil && old.UID != cur.UID {
+		// Deleted and made anew in a gap of the watch.
+		l.podGone(old)
+		old = nil
+	}
+	switch {
+	case cur == nil:
+		l.podGone(old)
+	case cur.Spec.NodeName != "":
+		l.podPlaced(old, cur)
+	default:
+		l.podPending(old, cur)
+	}
+}
+
+// podGone frees what the pod held. l.mu is held.
+func (l *loop) podGone(pod *v1.Pod) {
+	l.queue.Remove(pod.UID)
+	delete(l.assumed, pod.UID)
+	l.snapshot.Unnominate(pod.UID)
+	held := l.snapshot.PodNode(pod.UID) != ""
+	l.snapshot.RemovePod(pod.UID)
+	if held || pod.Status.NominatedNodeName != "" {
+		l.move(queue.PodGone)
+	}
+}
+
+// podPlaced counts a bound pod on its node. l.mu is held.
+func (l *loop) podPlaced(old, cur *v1.Pod) {
+	if controller.PodTerminal(cur) {
+		if l.snapshot.PodNode(cur.UID) != "" {
+			l.podGone(cur)
+		}
+		return
+	}
+	was := l.snapshot.PodNode(cur.UID)
+	delete(l.assumed, cur.UID)
+	l.snapshot.Unnominate(cur.UID)
+	l.snapshot.SetPod(cur, cur.Spec.NodeName)
+	if old == nil || old.Spec.NodeName == "" {
+		l.queue.Remove(cur.UID)
+		ev := queue.PodPlaced
+		if was != "" && was != cur.Spec.NodeName {
+			ev |= queue.PodGone // assumed on one node, bound to another by somebody else
+		}
+		l.move(ev)
+		return
+	}
+	l.move(placedPodChange(old, cur))
+}
+
+// podPending queues a pod that is ours to place. l.mu is held.
+func (l *loop) podPending(old, cur *v1.Pod) {
+	if cur.Spec.SchedulerName != component {
+		return
+	}
+	if cur.DeletionTimestamp != nil || controller.PodTerminal(cur) {
+		if _, assumed := l.assumed[cur.UID]; !assumed {
+			l.queue.Remove(cur.UID)
+			l.snapshot.Unnominate(cur.UID)
+		}
+		return
+	}
+	if _, assumed := l.assumed[cur.UID]; assumed {
+		return // its binding is under way
+	}
+	if cur.Status.NominatedNodeName != "" {
+		l.snapshot.Nominate(cur, cur.Status.NominatedNodeName)
+	}
+	l.queue.Add(cur, old != nil && pendingPodChanged(old, cur), l.clock.Now())
+	l.nudge()
+}

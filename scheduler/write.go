@@ -1,0 +1,179 @@
+package scheduler
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	v1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"skein.io/skein/scheduler/placement"
+)
+
+// maxNote is the longest message, in bytes, that an event may carry
+// (validation of events.k8s.io).
+const maxNote = 1024
+
+// job is something to be written to the API by a worker.
+type job interface {
+	do(ctx context.Context, l *loop)
+}
+
+// binding carries out a decision.
+type binding struct {
+	pod  *v1.Pod
+	node string
+}
+
+func (b binding) do(ctx context.Context, l *loop) {
+	pod := b.pod
+	// The UID is a precondition: a pod of the same name made meanwhile is
+	// another pod.
+	err := l.client.CoreV1().Pods(pod.Namespace).Bind(ctx, &v1.Binding{
+		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
+		Target:     v1.ObjectReference{Kind: "Node", Name: b.node},
+	}, metav1.CreateOptions{})
+	if err == nil {
+		l.bound(pod)
+		l.events.Eventf(pod, v1.EventTypeNormal, "Scheduled", "Successfully assigned %s/%s to %s", pod.Namespace, pod.Name, b.node)
+		return
+	}
+	if ctx.Err() != nil {
+		return // no leader any more; the next one sees what became of it
+	}
+	if !l.undo(pod, apierrors.IsNotFound(err)) {
+		return
+	}
+	l.log.Warn("binding refused, will be planned again", "pod", pod.Namespace+"/"+pod.Name, "node", b.node, "err", err)
+	failure{pod: pod, reason: v1.PodReasonSchedulerError, message: fmt.Sprintf("binding rejected: %v", err)}.do(ctx, l)
+}
+
+// failure tells why a pod has no node, and makes room for it if that helps.
+type failure struct {
+	pod     *v1.Pod
+	reason  string // of the condition
+	message string
+	preempt *placement.Preemption
+	// keepNomination: pods that were evicted for this one are still ending.
+	keepNomination bool
+}
+
+func (f failure) do(ctx context.Context, l *loop) {
+	l.events.Event(f.pod, v1.EventTypeWarning, "FailedScheduling", truncate(f.message))
+	nominate := ""
+	if f.keepNomination {
+		nominate = f.pod.Status.NominatedNodeName
+	}
+	if f.preempt != nil {
+		nominate = f.preempt.Node
+		if err := l.evict(ctx, f.pod, f.preempt); err != nil {
+			l.log.Warn("preemption failed in part; the pod is planned again", "pod", f.pod.Namespace+"/"+f.pod.Name, "err", err)
+		}
+	}
+	if err := l.writeCondition(ctx, f, nominate); err != nil && ctx.Err() == nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+		l.log.Warn("cannot write why a pod is not scheduled", "pod", f.pod.Namespace+"/"+f.pod.Name, "err", err)
+	}
+}
+
+// podStatusPatch is a strategic merge patch of a pod's status; the UID in it
+// makes the API refuse it for another pod of the same name.
+type podStatusPatch struct {
+	Metadata struct {
+		UID types.UID `json:"uid"`
+	} `json:"metadata"`
+	Status struct {
+		Conditions        []v1.PodCondition `json:"conditions,omitempty"`
+		NominatedNodeName *string           `json:"nominatedNodeName,omitempty"`
+	} `json:"status"`
+}
+
+// writeCondition sets PodScheduled=False with the reason, and the nominated
+// node, unless the pod says so already.
+func (l *loop) writeCondition(ctx context.Context, f failure, nominate string) error {
+	pod := f.pod
+	if cur, err := l.view.podLister.Pods(pod.Namespace).Get(pod.Name); err == nil && cur.UID == pod.UID {
+		if cur.Spec.NodeName != "" {
+			return nil // bound meanwhile
+		}
+		pod = cur
+	}
+	var patch podStatusPatch
+	patch.Metadata.UID = pod.UID
+	if pod.Status.NominatedNodeName != nominate {
+		patch.Status.NominatedNodeName = &nominate
+	}
+	cond := v1.PodCondition{
+		Type: v1.PodScheduled, Status: v1.ConditionFalse, Reason: f.reason, Message: f.message,
+		ObservedGeneration: pod.Generation, LastTransitionTime: metav1.NewTime(l.clock.Now()),
+	}
+	if old := podCondition(pod, v1.PodScheduled); old == nil || old.Status != cond.Status || old.Reason != cond.Reason || old.Message != cond.Message {
+		if old != nil && old.Status == cond.Status {
+			cond.LastTransitionTime = old.LastTransitionTime
+		}
+		patch.Status.Conditions = []v1.PodCondition{cond}
+	}
+	if patch.Status.NominatedNodeName == nil && patch.Status.Conditions == nil {
+		return nil
+	}
+	return l.patchStatus(ctx, pod, patch)
+}
+
+func (l *loop) patchStatus(ctx context.Context, pod *v1.Pod, patch podStatusPatch) error {
+	data, err := json.Marshal(patch)
+	if err != nil {
+		panic("scheduler: a status patch does not encode: " + err.Error())
+	}
+	_, err = l.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, data, metav1.PatchOptions{}, "status")
+	return err
+}
+
+// evict deletes the victims of a preemption, after saying in each why.
+func (l *loop) evict(ctx context.Context, pod *v1.Pod, p *placement.Preemption) error {
+	var errs []error
+	for _, victim := range p.Victims {
+		if victim.DeletionTimestamp != nil {
+			continue
+		}
+		var patch podStatusPatch
+		patch.Metadata.UID = victim.UID
+		patch.Status.Conditions = []v1.PodCondition{{
+			Type: v1.DisruptionTarget, Status: v1.ConditionTrue, Reason: v1.PodReasonPreemptionByScheduler,
+			Message:            component + ": preempting to accommodate a higher priority pod",
+			ObservedGeneration: victim.Generation, LastTransitionTime: metav1.NewTime(l.clock.Now()),
+		}}
+		err := l.patchStatus(ctx, victim, patch)
+		if err == nil {
+			uid := victim.UID
+			err = l.client.CoreV1().Pods(victim.Namespace).Delete(ctx, victim.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
+		}
+		switch {
+		case apierrors.IsNotFound(err):
+		case err != nil:
+			errs = append(errs, fmt.Errorf("evict %s/%s: %w", victim.Namespace, victim.Name, err))
+		default:
+			l.events.Eventf(victim, v1.EventTypeNormal, "Preempted", "Preempted by pod %s on node %s", pod.UID, p.Node)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func podCondition(pod *v1.Pod, kind v1.PodConditionType) *v1.PodCondition {
+	for i := range pod.Status.Conditions {
+		if pod.Status.Conditions[i].Type == kind {
+			return &pod.Status.Conditions[i]
+		}
+	}
+	return nil
+}
+
+func truncate(message string) string {
+	const tail = " ..."
+	if len(message) <= maxNote {
+		return message
+	}
+	return message[:maxNote-len(tail)] + tail
+}
