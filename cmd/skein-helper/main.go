@@ -5,11 +5,15 @@
 // CNI is what its specification says: with CNI_COMMAND in the environment it is a plugin.
 package main
 
-import "os"
+import (
+	"os"
+
+	"skein.io/skein/datapath/podnet"
+)
 
 func main() {
 	if os.Getenv("CNI_COMMAND") != "" {
-		os.Exit(runCNI())
+		os.Exit(podnet.CNI())
 	}
 	runShim()
 }

@@ -2,14 +2,20 @@ package cri_test
 
 import (
 	"context"
+	"errors"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"skein.io/skein/datapath/podnet"
 	"skein.io/skein/node/cri"
 	"skein.io/skein/node/cri/image"
 )
@@ -46,6 +52,63 @@ func TestRunPod(t *testing.T) {
 	waitFor(t, "the container to end", func() bool { return p.status(t, rt).State == runtimeapi.ContainerState_CONTAINER_EXITED })
 	if st := p.status(t, rt); st.ExitCode != 7 || st.Reason != "Error" {
 		t.Errorf("exit code %d, reason %s", st.ExitCode, st.Reason)
+	}
+}
+
+// TestPodNetwork has the helper connect a pod, as CNI plugin, and reaches the pod.
+func TestPodNetwork(t *testing.T) {
+	cfg := newConfig(t)
+	c, _ := start(t, cfg)
+	ready(t, c)
+	importWork(t, c)
+	rt := dial(t, c)
+	networkReady := func() bool {
+		st, err := rt.Status(t.Context(), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, cond := range st.Status.Conditions {
+			if cond.Type == runtimeapi.NetworkReady {
+				return cond.Status
+			}
+		}
+		return false
+	}
+	if networkReady() {
+		t.Fatal("the network is ready without a configuration")
+	}
+	list, err := podnet.Conflist("skein-"+filepath.Base(cfg.Dir), cri.HelperName, filepath.Join(cfg.Dir, "ipam"),
+		netip.MustParsePrefix("10.244.7.0/24"), netip.MustParseAddr("127.0.0.1"), 1500)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cri.WriteCNI(c.CNIDir(), list); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the network to be ready", networkReady)
+	sb := &runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: "n", Namespace: "default", Uid: "n"}, Hostname: "n",
+		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: cri.NewCgroups(cfg.CgroupRoot).Pods + "/n"}}
+	began := time.Now()
+	id, err := rt.RunPodSandbox(t.Context(), sb, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("sandbox with a network: %v", time.Since(began).Round(time.Millisecond))
+	st, err := rt.PodSandboxStatus(t.Context(), id, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ip := st.Status.Network.Ip
+	// Nothing listens there; that the pod says so is the proof.
+	if _, err := net.DialTimeout("tcp", net.JoinHostPort(ip, "9"), 2*time.Second); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("connect to the pod at %s: %v", ip, err)
+	}
+	if err := errors.Join(rt.StopPodSandbox(t.Context(), id), rt.RemovePodSandbox(t.Context(), id)); err != nil {
+		t.Error(err)
+	}
+	if out, _ := exec.Command("ip", "-o", "link").CombinedOutput(); strings.Count(string(out), "\n") != 1 {
+		t.Errorf("links left:\n%s", out)
 	}
 }
 

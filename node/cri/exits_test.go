@@ -192,10 +192,8 @@ func TestExitCodeTakenButNotWritten(t *testing.T) {
 
 // TestKilledAtAnyMoment kills containerd at random moments around the end of a container.
 func TestKilledAtAnyMoment(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes 20 s")
-	}
 	cfg := newConfig(t)
+	cfg.RestartMax = 50 * time.Millisecond
 	c, _ := start(t, cfg)
 	ready(t, c)
 	importWork(t, c)

@@ -27,7 +27,7 @@ import (
 	"skein.io/skein/node/cri/image"
 )
 
-// The tests run real containers, in a mount namespace of their own and below a cgroup named after this process. What a killed run
+// The tests run real containers, in a mount and a network namespace of their own and below a cgroup named after this process. What a killed run
 // left behind is removed by the next one, which finds it by that name and the death of that process.
 const (
 	cgroupPrefix = "/skein-cri-test-"
@@ -58,13 +58,17 @@ func TestMain(m *testing.M) {
 		fmt.Println("SKIP: these tests start containers and need root")
 		return
 	}
-	if os.Getenv(childEnv) == "" { // same process, other mount namespace
-		args := append([]string{"unshare", "--mount", "--propagation", "slave", os.Args[0]}, os.Args[1:]...)
+	if os.Getenv(childEnv) == "" { // same process, other namespaces
+		args := append([]string{"unshare", "--net", "--mount", "--propagation", "slave", os.Args[0]}, os.Args[1:]...)
 		path, err := exec.LookPath(args[0])
 		if err == nil {
 			err = syscall.Exec(path, args, append(os.Environ(), childEnv+"=1"))
 		}
 		fmt.Fprintln(os.Stderr, "unshare:", err)
+		os.Exit(1)
+	}
+	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "loopback: %v\n%s", err, out)
 		os.Exit(1)
 	}
 	sweep()

@@ -120,7 +120,7 @@ func (c *Containerd) WaitReady(ctx context.Context) error {
 }
 
 // healthyAfter is how long a containerd must have lived for the next start to follow at once.
-const healthyAfter = 10 * time.Second
+const healthyAfter = 5 * time.Second
 
 // firstRestart is the wait after a containerd that did not live that long; it doubles up to Config.RestartMax.
 const firstRestart = 50 * time.Millisecond
