@@ -80,7 +80,8 @@ struct ct_val {
 	__be16 port;
 	__u16 flags; // CT_*
 	__u32 set;
-	__u32 pad;
+	__be16 alt; // CT_SERVICE: the client's port as the back end sees it, if not its own; and back again. 0 = its own
+	__u16 pad;
 };
 #define DEV_MASQUERADE 1
 struct dev_val {

@@ -198,6 +198,13 @@ static __always_inline int error(struct __sk_buff *skb, struct pkt *p, void *tab
 	return rewrite(skb, p, egress, ip, 0);
 }
 
+// free_port proposes a source port, network order.
+static __always_inline __be16 free_port(struct cfg_val *cfg)
+{
+	__u32 span = (__u32)cfg->snat_max - cfg->snat_min + 1;
+	return bpf_htons((__u16)(cfg->snat_min + bpf_get_prandom_u32() % span));
+}
+
 // current: may this packet go on to the back end of e? What opens a flow anew must not go to one that has left.
 static __always_inline int current(struct ct_val *e, struct pkt *p)
 {
@@ -211,6 +218,16 @@ static __always_inline int current(struct ct_val *e, struct pkt *p)
 	return f && f->set == e->set && member(e->set, e->ip, e->port, &flags);
 }
 
+// both gives a packet of a service's flow its other end, and the client's port if that had to change.
+static __always_inline int both(struct __sk_buff *skb, struct pkt *p, int source, struct ct_val *e)
+{
+	__be32 ip = e->ip, peer = source ? p->k.dst : p->k.src;
+	__be16 port = e->port, alt = e->alt;
+	if (alt && !p->rest && rewrite(skb, p, !source, peer, alt) == TCX_DROP)
+		return TCX_DROP;
+	return rewrite(skb, p, source, ip, port);
+}
+
 // open chooses a back end for a new flow to an external front end.
 static __always_inline int open(struct __sk_buff *skb, struct pkt *p, __u64 now)
 {
@@ -220,29 +237,38 @@ static __always_inline int open(struct __sk_buff *skb, struct pkt *p, __u64 now)
 	struct fe_val *f = bpf_map_lookup_elem(&sk_fe, &k);
 	if (!f || !(f->flags & FE_EXTERNAL))
 		return TCX_NEXT;
-	for (int i = 0; i < 4; i++) {
-		struct fe_val fe;
-		struct be_val b;
-		if (pick(&k, &fe, &b) <= 0)
-			return TCX_NEXT; // the node's own stack answers as for any closed port
-		if (!i)
-			affine(&fe, p->k.src, AFF_ADDR, &b);
-		// One client port may reach one back end through two front ends. Replies could not be told apart: choose another.
-		struct ct_key back = { .src = b.ip, .dst = p->k.src, .sport = b.port, .dport = p->k.sport, .proto = p->k.proto };
+	struct fe_val fe;
+	struct be_val b;
+	if (pick(&k, &fe, &b) <= 0)
+		return TCX_NEXT; // the node's own stack answers as for any closed port
+	affine(&fe, p->k.src, AFF_ADDR, &b);
+	__u32 zero = 0;
+	struct cfg_val *cfg = bpf_map_lookup_elem(&sk_cfg, &zero);
+	if (!cfg || cfg->snat_max < cfg->snat_min)
+		return TCX_DROP;
+	struct ct_key back = { .src = b.ip, .dst = p->k.src, .sport = b.port, .dport = p->k.sport, .proto = p->k.proto };
+	struct ct_val v = { .last = now, .ip = p->k.dst, .port = p->k.dport, .flags = CT_SERVICE, .set = fe.set };
+	for (int i = 0; i < TRIES; i++) {
+		// One client port may reach one back end through two front ends. Replies could not be told apart, so the second
+		// flow gets another client port.
+		if (i)
+			back.dport = free_port(cfg);
 		struct ct_val *o = bpf_map_lookup_elem(&sk_ct_out, &back);
-		if (o && alive(o, p->k.proto, now) && (o->ip != p->k.dst || o->port != p->k.dport))
+		if (o && alive(o, p->k.proto, now) && (i || o->ip != p->k.dst || o->port != p->k.dport || o->alt))
 			continue;
-		struct ct_val v = { .last = now, .ip = p->k.dst, .port = p->k.dport, .flags = CT_SERVICE, .set = fe.set };
+		if (i)
+			v.alt = p->k.sport;
 		bpf_map_update_elem(&sk_ct_out, &back, &v, BPF_ANY);
 		if (!(b.flags & BE_LOCAL)) {
-			struct ct_key on = { .src = p->k.src, .dst = b.ip, .sport = p->k.sport, .dport = b.port, .proto = p->k.proto };
+			struct ct_key on = { .src = p->k.src, .dst = b.ip, .sport = back.dport, .dport = b.port, .proto = p->k.proto };
 			struct ct_val todo = { .last = now };
 			bpf_map_update_elem(&sk_ct_out, &on, &todo, BPF_NOEXIST);
 		}
 		v.ip = b.ip;
 		v.port = b.port;
+		v.alt = i ? back.dport : 0;
 		bpf_map_update_elem(&sk_ct_in, &p->k, &v, BPF_ANY);
-		return rewrite(skb, p, 0, b.ip, b.port);
+		return both(skb, p, 0, &v);
 	}
 	return TCX_DROP;
 }
@@ -270,13 +296,10 @@ static __always_inline int snat(struct __sk_buff *skb, struct dev_val *d, struct
 	}
 	__u32 zero = 0;
 	struct cfg_val *cfg = bpf_map_lookup_elem(&sk_cfg, &zero);
-	if (!d->snat || !cfg || p->rest)
-		return TCX_DROP;
-	__u32 first = cfg->snat_min, span = cfg->snat_max - first + 1;
-	if (!span)
+	if (!d->snat || !cfg || cfg->snat_max < cfg->snat_min || p->rest)
 		return TCX_DROP;
 	for (int i = 0; i < TRIES; i++) {
-		in.dport = bpf_htons((__u16)(first + bpf_get_prandom_u32() % span));
+		in.dport = free_port(cfg);
 		o = bpf_map_lookup_elem(&sk_ct_in, &in);
 		if (o) {
 			struct ct_key own = { .src = o->ip, .dst = p->k.dst, .sport = o->port, .dport = p->k.dport, .proto = p->k.proto };
@@ -309,7 +332,7 @@ SEC("tcx/ingress") int sk_ingress(struct __sk_buff *skb)
 	if (!e || !current(e, &p))
 		return open(skb, &p, now);
 	touch(e, &p, now);
-	return rewrite(skb, &p, 0, e->ip, e->port);
+	return both(skb, &p, 0, e);
 }
 
 SEC("tcx/egress") int sk_egress(struct __sk_buff *skb)
@@ -325,7 +348,7 @@ SEC("tcx/egress") int sk_egress(struct __sk_buff *skb)
 	struct ct_val *e = bpf_map_lookup_elem(&sk_ct_out, &p.k);
 	if (e && (e->flags & CT_SERVICE)) {
 		touch(e, &p, now);
-		return rewrite(skb, &p, 1, e->ip, e->port);
+		return both(skb, &p, 1, e);
 	}
 	if (!e) {
 		if (!(d->flags & DEV_MASQUERADE) || (p.k.src & d->pod_mask) != d->pod_net || !p.opening || p.rest)
