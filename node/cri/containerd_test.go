@@ -77,8 +77,11 @@ func TestPodNetwork(t *testing.T) {
 	if networkReady() {
 		t.Fatal("the network is ready without a configuration")
 	}
+	if out, err := exec.Command("ip", "address", "add", "192.0.2.7/32", "dev", "lo").CombinedOutput(); err != nil {
+		t.Fatalf("node address: %v\n%s", err, out)
+	}
 	list, err := podnet.Conflist("skein-"+filepath.Base(cfg.Dir), cri.HelperName, filepath.Join(cfg.Dir, "ipam"),
-		netip.MustParsePrefix("10.244.7.0/24"), netip.MustParseAddr("127.0.0.1"), 1500)
+		netip.MustParsePrefix("10.244.7.0/24"), netip.MustParseAddr("192.0.2.7"), 1500)
 	if err != nil {
 		t.Fatal(err)
 	}
