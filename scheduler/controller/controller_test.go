@@ -86,6 +86,33 @@ func TestAStuckKeyCostsLessThanOneCallAMinute(t *testing.T) {
 	})
 }
 
+func TestALaggingViewDoesNotWaitForTheBackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := NewQueue[string]("test", nil)
+		calls, lagging := 0, false
+		go func() {
+			_ = Run(t.Context(), Work[string]{Queue: q, Sync: func(context.Context, string) error {
+				calls++
+				if lagging {
+					return fmt.Errorf("wrapped: %w", ErrStaleView)
+				}
+				return errors.New("lasting fault")
+			}})
+		}()
+		q.Add("a")
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		lagging = true
+		q.Add("a")
+		before := calls
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := calls - before; got < 60 || got > 75 {
+			t.Errorf("%d calls in a minute of a lagging view, want about one a second", got)
+		}
+	})
+}
+
 func TestRunWaitsForTheView(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())

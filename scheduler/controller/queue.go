@@ -21,9 +21,14 @@ import (
 // upstream's default controller rate limiter; the longest delay is shorter
 // than its 1000 s, so that a cluster that healed does not wait a quarter of an
 // hour, and long enough that a key that can never succeed costs almost nothing.
+//
+// A view that lags (ErrStaleView, a conflict) passes by itself within
+// milliseconds: it has a back-off of its own, up to staleLongest, so that a key
+// with a lasting fault besides does not wait minutes for that.
 const (
 	RetryFirst    = 5 * time.Millisecond
 	RetryLongest  = 5 * time.Minute
+	staleLongest  = time.Second
 	retriesPerSec = 10
 	retryBurst    = 100
 )
@@ -33,8 +38,9 @@ const (
 // worked on once more afterwards. So its size is bounded by the number of
 // objects that exist. It is safe for concurrent use.
 type Queue[K comparable] struct {
-	name string
-	wq   workqueue.TypedRateLimitingInterface[K]
+	name  string
+	wq    workqueue.TypedRateLimitingInterface[K]
+	stale workqueue.TypedRateLimiter[K]
 }
 
 // NewQueue returns an empty queue; name is its controller's.
@@ -46,8 +52,11 @@ func NewQueue[K comparable](name string, clk clock.WithTicker) *Queue[K] {
 		workqueue.NewTypedItemExponentialFailureRateLimiter[K](RetryFirst, RetryLongest),
 		&workqueue.TypedBucketRateLimiter[K]{Limiter: rate.NewLimiter(rate.Limit(retriesPerSec), retryBurst)},
 	)
-	return &Queue[K]{name: name, wq: workqueue.NewTypedRateLimitingQueueWithConfig(limiter,
-		workqueue.TypedRateLimitingQueueConfig[K]{Clock: clk})}
+	return &Queue[K]{
+		name:  name,
+		wq:    workqueue.NewTypedRateLimitingQueueWithConfig(limiter, workqueue.TypedRateLimitingQueueConfig[K]{Clock: clk}),
+		stale: workqueue.NewTypedItemExponentialFailureRateLimiter[K](RetryFirst, staleLongest),
+	}
 }
 
 // Add asks for key to be worked on as soon as a worker is free.
@@ -110,6 +119,9 @@ type Work[K comparable] struct {
 	Workers int
 	// Watches are told about changes from before the first Sync until Run returns.
 	Watches []Watch
+	// Own are informers that are this controller's alone: Run runs them and waits
+	// for them. What others may need as well belongs into the shared view.
+	Own []cache.SharedIndexInformer
 	// Ready holds further conditions to wait for before the first Sync.
 	Ready []cache.InformerSynced
 	// Sync brings the world towards what key's object asks for. An error makes
@@ -132,7 +144,12 @@ func Run[K comparable](ctx context.Context, w Work[K]) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer w.Queue.wq.ShutDown()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 
+	for _, informer := range w.Own {
+		wg.Go(func() { informer.RunWithContext(ctx) })
+	}
 	synced := append([]cache.InformerSynced(nil), w.Ready...)
 	for _, watch := range w.Watches {
 		reg, err := watch.Informer.AddEventHandler(watch.Handler)
@@ -189,16 +206,16 @@ func (q *Queue[K]) next(ctx context.Context, log *slog.Logger, sync func(context
 	switch {
 	case err == nil:
 		q.wq.Forget(key)
+		q.stale.Forget(key)
 	case ctx.Err() != nil:
 		return false
+	case errors.Is(err, ErrStaleView) || apierrors.IsConflict(err):
+		q.wq.AddAfter(key, q.stale.When(key))
+		log.Debug("the view lags behind, will be tried again", "key", key, "err", err)
 	default:
 		q.wq.AddRateLimited(key)
-		// A conflict is how two writers meet; it is normal and says nothing.
-		level := slog.LevelWarn
-		if apierrors.IsConflict(err) || errors.Is(err, ErrStaleView) {
-			level = slog.LevelDebug
-		}
-		log.Log(ctx, level, "sync failed, will be tried again", "key", key, "failures", q.wq.NumRequeues(key), "err", err)
+		q.stale.Forget(key)
+		log.Warn("sync failed, will be tried again", "key", key, "failures", q.wq.NumRequeues(key), "err", err)
 	}
 	return true
 }

@@ -87,7 +87,8 @@ func subresource(name string, held, upd runtime.Object) {
 	case name == "" && status.IsValid():
 		status.Set(h.FieldByName("Status"))
 	}
-	if name == "" && spec.IsValid() && !equality.Semantic.DeepEqual(spec.Interface(), h.FieldByName("Spec").Interface()) {
+	changed := !spec.IsValid() || !equality.Semantic.DeepEqual(spec.Interface(), h.FieldByName("Spec").Interface())
+	if name == "" && changed {
 		if acc, err := meta.Accessor(upd); err == nil {
 			acc.SetGeneration(acc.GetGeneration() + 1)
 		}
