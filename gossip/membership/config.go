@@ -74,6 +74,16 @@ type Config struct {
 
 	// unreachable cuts this node off from addresses, for tests.
 	unreachable func(addr netip.AddrPort) bool
+	// retime changes the profile's timing, for tests.
+	retime func(*timing)
+}
+
+func (c *Config) timing() timing {
+	t := profiles[c.Profile]
+	if c.retime != nil {
+		c.retime(&t)
+	}
+	return t
 }
 
 func (c *Config) setDefaults() {

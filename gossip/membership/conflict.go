@@ -76,7 +76,7 @@ func (g gate) NotifyAlive(n *memberlist.Node) error {
 		if c.addr == g.m.addr {
 			return nil
 		}
-		g.m.conflict(Conflict{Name: c.name, Known: g.m.addr, Other: c.addr, Self: true})
+		g.m.conflict(Conflict{Name: c.name, Known: g.m.addr, Other: c.addr, Self: true}, sameID(g.m.Tags(), c.tags))
 		if g.former(c) {
 			return errFormerAddress // it will be forgotten; without this refusal serf would hold a vote, which we might lose
 		}
@@ -86,7 +86,7 @@ func (g gate) NotifyAlive(n *memberlist.Node) error {
 		return err // memberlist logs it
 	}
 	if known, ok := g.m.holder(c.name); ok && known.AddrPort() != c.addr {
-		g.m.conflict(Conflict{Name: c.name, Known: known.AddrPort(), Other: c.addr})
+		g.m.conflict(Conflict{Name: c.name, Known: known.AddrPort(), Other: c.addr}, sameID(known.Tags, c.tags))
 	}
 	return nil // memberlist itself keeps the first of two claims
 }
@@ -110,12 +110,12 @@ func (g gate) checkName(c claim, joiner bool) error {
 		if g.former(c) {
 			return fmt.Errorf("%w, %s; they let go of it within seconds", errFormerAddress, c.addr)
 		}
-		g.m.conflict(conflict)
+		g.m.conflict(conflict, sameID(g.m.Tags(), c.tags))
 		return fmt.Errorf("%w: %s", ErrNameTaken, conflict)
 	}
 	if known, ok := g.m.holder(c.name); joiner && ok && known.AddrPort() != c.addr {
 		conflict := Conflict{Name: c.name, Known: known.AddrPort(), Other: c.addr}
-		g.m.conflict(conflict)
+		g.m.conflict(conflict, sameID(known.Tags, c.tags))
 		return errors.New(conflict.String())
 	}
 	return nil
@@ -124,9 +124,11 @@ func (g gate) checkName(c claim, joiner bool) error {
 // former tells whether a claim to our name can be ourselves, as we were before a restart with another address: the host id, if we
 // know ours yet, is the same, and not enough time has passed for everyone to have given up the old address.
 func (g gate) former(c claim) bool {
-	id := g.m.ownTag(TagID)
-	return (id == "" || id == c.tags[TagID]) && time.Since(g.m.started) < g.m.timing.settle
+	own := g.m.Tags()
+	return (own[TagID] == "" || sameID(own, c.tags)) && time.Since(g.m.started) < g.m.timing.settle
 }
+
+func sameID(a, b map[string]string) bool { return a[TagID] != "" && a[TagID] == b[TagID] }
 
 // holder is the member with the name, if it is thought to live.
 func (m *Membership) holder(name string) (Member, bool) {
@@ -137,23 +139,34 @@ func (m *Membership) holder(name string) (Member, bool) {
 }
 
 const (
-	conflictEvery = time.Minute
-	maxConflicts  = 64 // pairs that are remembered, to be quiet about
+	conflictEvery = time.Minute // between two reports of one conflict; it is over when it was not seen for twice as long
+	maxConflicts  = 64          // pairs that are remembered, to be quiet about
 )
 
-// conflict passes a conflict on to the goroutine that may talk, unless it is known.
-func (m *Membership) conflict(c Conflict) {
+// sighting is what is remembered of a conflict.
+type sighting struct{ first, last, told time.Time }
+
+// conflict passes a conflict on to the goroutine that may talk, unless it did lately. If both claimants have one host id it is
+// most likely one node that moved and whose former address is not given up yet; then only what lasts is told.
+func (m *Membership) conflict(c Conflict, sameID bool) {
 	now := time.Now()
 	m.mu.Lock()
-	last, known := m.conflictsTold[c]
-	tell := (!known || now.Sub(last) >= conflictEvery) && (known || len(m.conflictsTold) < maxConflicts)
-	if tell {
-		m.conflictsTold[c] = now
-	}
-	for k, at := range m.conflictsTold {
-		if now.Sub(at) >= 2*conflictEvery {
-			delete(m.conflictsTold, k)
+	for k, s := range m.sightings {
+		if now.Sub(s.last) >= 2*conflictEvery {
+			delete(m.sightings, k)
 		}
+	}
+	s, known := m.sightings[c]
+	if !known {
+		s.first = now
+	}
+	s.last = now
+	tell := (!sameID || now.Sub(s.first) >= m.timing.settle) && (s.told.IsZero() || now.Sub(s.told) >= conflictEvery)
+	if tell {
+		s.told = now
+	}
+	if known || len(m.sightings) < maxConflicts {
+		m.sightings[c] = s
 	}
 	m.mu.Unlock()
 	if !tell {

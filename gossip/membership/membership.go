@@ -51,16 +51,16 @@ type Membership struct {
 
 	tagsMu sync.Mutex // held while serf's tags are changed, which serf itself does not guard
 
-	mu            sync.Mutex // guards all below; nothing is called under it
-	view          *view
-	tags          map[string]string // this node's own; replaced, never changed
-	peers         peers
-	left          bool // this node has begun to leave: the list of peers is not to come back
-	closing       bool // no new good-bye may begin
-	refusal       error
-	subscribers   map[chan struct{}]struct{}
-	conflictsTold map[Conflict]time.Time
-	err           error // why it ended
+	mu          sync.Mutex // guards all below; nothing is called under it
+	view        *view
+	tags        map[string]string // this node's own; replaced, never changed
+	peers       peers
+	left        bool // this node has begun to leave: the list of peers is not to come back
+	closing     bool // no new good-bye may begin
+	refusal     error
+	subscribers map[chan struct{}]struct{}
+	sightings   map[Conflict]sighting
+	err         error // why it ended
 }
 
 // Start makes this node a member. It returns once gossip listens; members that are known from before, and the seeds, are joined
@@ -71,11 +71,11 @@ func Start(ctx context.Context, cfg Config) (*Membership, error) {
 		return nil, fmt.Errorf("gossip: %w", err)
 	}
 	m := &Membership{
-		cfg: cfg, timing: profiles[cfg.Profile], addr: netip.AddrPortFrom(cfg.Addr, cfg.Port), log: cfg.Logger, started: time.Now(),
+		cfg: cfg, timing: cfg.timing(), addr: netip.AddrPortFrom(cfg.Addr, cfg.Port), log: cfg.Logger, started: time.Now(),
 		events: make(chan serf.Event, eventQueue), missed: make(chan string, maxMissed), conflicts: make(chan Conflict, 8),
 		fatal: make(chan error, 1), dirty: make(chan struct{}, 1), done: make(chan struct{}),
 		view: newView(cfg.Name), tags: maps.Clone(cfg.Tags), peers: peers{}, subscribers: map[chan struct{}]struct{}{},
-		conflictsTold: map[Conflict]time.Time{},
+		sightings: map[Conflict]sighting{},
 	}
 	if cfg.Dir != "" {
 		err := os.Mkdir(cfg.Dir, 0o700)
@@ -423,8 +423,6 @@ func (m *Membership) Tags() map[string]string {
 	defer m.mu.Unlock()
 	return m.tags
 }
-
-func (m *Membership) ownTag(key string) string { return m.Tags()[key] }
 
 // RTT estimates the round-trip time to a member from network coordinates (Vivaldi). It is unknown until this node has probed the
 // member, and rough for the first minute.

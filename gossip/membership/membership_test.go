@@ -374,6 +374,42 @@ func TestNameConflict(t *testing.T) {
 	}
 }
 
+// Two halves of a cluster met again, and in each there is an n2. The members vote, and who loses ends. (With one vote each, both
+// may; whoever then starts first has the name.)
+func TestVoteOnName(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	quick := func(c *Config) {
+		c.retime = func(t *timing) { t.pushPullInterval, t.settle = 300*time.Millisecond, 0 }
+	}
+	all := n.cluster(4, quick)
+	other := n.config(5)
+	quick(&other)
+	five := n.start(other)
+	cfg := n.config(2)
+	quick(&cfg)
+	cfg.Addr, cfg.Tags, cfg.Seeds = n.addr(22), map[string]string{TagID: "another"}, []netip.AddrPort{n.at(5)}
+	clone := n.start(cfg)
+	n.await(clone, 5, health.Alive, 5*time.Second)
+	if _, err := five.Join([]string{n.at(1).String()}); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-clone.Done():
+	case <-time.After(30 * time.Second):
+		t.Fatal("the second n2 goes on")
+	}
+	if err := clone.Err(); !errors.Is(err, ErrNameTaken) {
+		t.Errorf("it ended with %v", err)
+	}
+	if err := all[1].Err(); err != nil {
+		t.Errorf("the first n2, which three others know, ended too: %v", err)
+	}
+	for host := 1; host <= 5; host++ {
+		n.await(all[0], host, health.Alive, 5*time.Second)
+	}
+}
+
 func TestIncompatibleLevelIsRefused(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t)
