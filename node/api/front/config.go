@@ -1,0 +1,123 @@
+// Package front is a node's door to the API: TCP port 6443 of every node. Where the node serves the
+// API itself, connections end here in TLS and HTTP. Elsewhere their bytes go, unread, to the front
+// of a node that serves, so that the client's identity is proven end to end and a node without
+// replica could not impersonate anybody. When no such node can be reached, the front answers for
+// itself: 503, with the reason.
+//
+// A connection is decided when it opens. It is closed when the node that it was passed to is
+// declared dead, so that clients come back at once and are passed elsewhere; and after the next
+// answer when the API of this node stops serving. The package knows nothing of Kubernetes but the form of
+// that one answer. A Front is run once and is safe for concurrent use.
+package front
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+)
+
+// Target is another node that serves the API, as this node sees it.
+type Target struct {
+	Name string         // of the node, unique
+	Addr netip.AddrPort // of its front
+	RTT  time.Duration  // zero: unknown, tried last
+	// Ready tells that new connections may go there: it is alive, and says that it serves.
+	Ready bool
+}
+
+// Config says what a front accepts and where it passes things. Fields without a default are required.
+type Config struct {
+	NodeName string
+	// Listeners are accepted from, and closed when Run ends.
+	Listeners []net.Listener
+
+	// Local gives the API of this node, or nil while it does not serve.
+	Local func() http.Handler
+	// Replicas gives the other nodes that serve the API, or did: all that are not known to be dead.
+	// Connections to a node that is no longer among them are closed.
+	Replicas func() []Target
+	// Changed gives a channel that gets a value after Replicas changed, and what unsubscribes.
+	Changed func() (<-chan struct{}, func())
+
+	// ServingCert gives the certificate of the API, while Local serves. See Minter.
+	ServingCert func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// NodeCert gives the node's own certificate, for refusals and when ServingCert fails.
+	NodeCert func() (*tls.Certificate, error)
+	// ClientCA is announced to clients, so that they choose the right certificate. The API verifies it.
+	ClientCA *x509.CertPool
+
+	// Reason may add to a refusal what the node knows about it ("the store has no leader"). Default: nothing.
+	Reason func() string
+
+	// DialTimeout is how long one node may take to accept. Default 2 s.
+	DialTimeout time.Duration
+	// FirstByteTimeout is how long a client may take to say anything. Default 10 s.
+	FirstByteTimeout time.Duration
+	// ShutdownTimeout is how long requests may take to finish when Run ends. Default 3 s.
+	ShutdownTimeout time.Duration
+	// MaxConns bounds the connections that are open at once; more are closed at once. Default 8192.
+	MaxConns int
+
+	// Dial opens connections to other nodes. Default: a net.Dialer.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Logger gets the decisions. Default: nothing.
+	Logger *slog.Logger
+}
+
+func (c *Config) setDefaults() {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&c.DialTimeout, 2*time.Second)
+	def(&c.FirstByteTimeout, 10*time.Second)
+	def(&c.ShutdownTimeout, 3*time.Second)
+	if c.MaxConns == 0 {
+		c.MaxConns = 8192
+	}
+	if c.Reason == nil {
+		c.Reason = func() string { return "" }
+	}
+	if c.Dial == nil {
+		// A node that vanishes without a word is noticed by gossip; this is for when gossip cannot.
+		d := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}}
+		c.Dial = d.DialContext
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Validate reports every fault of a configuration whose defaults are set.
+func (c *Config) Validate() error {
+	var errs []error
+	need := func(ok bool, what string) {
+		if !ok {
+			errs = append(errs, errors.New(what))
+		}
+	}
+	need(c.NodeName != "", "NodeName is empty")
+	need(len(c.Listeners) > 0, "no Listeners")
+	need(c.Local != nil, "Local is nil")
+	need(c.Replicas != nil, "Replicas is nil")
+	need(c.Changed != nil, "Changed is nil")
+	need(c.ServingCert != nil, "ServingCert is nil")
+	need(c.NodeCert != nil, "NodeCert is nil")
+	need(c.ClientCA != nil, "ClientCA is nil")
+	need(c.DialTimeout > 0, "DialTimeout is not positive")
+	need(c.FirstByteTimeout > 0, "FirstByteTimeout is not positive")
+	need(c.ShutdownTimeout > 0, "ShutdownTimeout is not positive")
+	need(c.MaxConns > 0, "MaxConns is not positive")
+	if len(errs) > 0 {
+		return fmt.Errorf("front: %w", errors.Join(errs...))
+	}
+	return nil
+}

@@ -1,0 +1,179 @@
+package front
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"log/slog"
+)
+
+const (
+	// readHeaderTimeout and idleTimeout are upstream's.
+	readHeaderTimeout = 32 * time.Second
+	idleTimeout       = 90 * time.Second
+	// maxStreams is how many requests one HTTP/2 connection may have open; a process full of
+	// informers has some dozens.
+	maxStreams = 250
+	// streamBuffer is what a client may send ahead per stream: most objects fit.
+	streamBuffer = 256 << 10
+	// acceptRetry is the pause after an error that does not end a listener (no file descriptors left).
+	acceptRetry = 50 * time.Millisecond
+)
+
+// Front is the API's door on one node.
+type Front struct {
+	cfg    Config
+	local  *handover    // connections that end here
+	conns  atomic.Int64 // open ones, of all kinds
+	outage outage
+
+	mu      sync.Mutex // guards spliced
+	spliced map[*splice]struct{}
+}
+
+// New makes a front. Run must be called, for the listeners to be closed.
+func New(cfg Config) (*Front, error) {
+	cfg.setDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return &Front{cfg: cfg, local: newHandover(cfg.Listeners[0].Addr()), spliced: map[*splice]struct{}{}}, nil
+}
+
+// Run serves until ctx ends or a listener fails. All connections are closed when it returns.
+func (f *Front) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	// Ends connections that the server gave away to handlers (exec, port-forward).
+	life, kill := context.WithCancel(context.Background())
+	defer kill()
+	var wg sync.WaitGroup
+	server := f.server()
+	wg.Go(func() {
+		if err := server.Serve(tls.NewListener(f.local, server.TLSConfig)); !errors.Is(err, http.ErrServerClosed) {
+			cancel(err)
+		}
+	})
+	wg.Go(func() { f.closeDead(ctx) })
+	for _, l := range f.cfg.Listeners {
+		wg.Go(func() {
+			if err := f.accept(ctx, life, &wg, l); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	<-ctx.Done()
+	for _, l := range f.cfg.Listeners {
+		l.Close()
+	}
+	f.local.stop()
+	stop, done := context.WithTimeout(context.WithoutCancel(ctx), f.cfg.ShutdownTimeout)
+	defer done()
+	if server.Shutdown(stop) != nil {
+		server.Close() // what did not finish in time
+	}
+	kill()
+	wg.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("front: %w", err)
+	}
+	return nil
+}
+
+func (f *Front) server() *http.Server {
+	return &http.Server{
+		Handler:           http.HandlerFunc(f.serveHTTP),
+		ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 1 << 20,
+		ErrorLog: slog.NewLogLogger(f.cfg.Logger.Handler(), slog.LevelDebug), // clients that break off
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReadFrameSize: streamBuffer,
+			MaxReceiveBufferPerStream: streamBuffer, MaxReceiveBufferPerConnection: streamBuffer * maxStreams},
+		TLSConfig: &tls.Config{
+			MinVersion: tls.VersionTLS12, // as upstream: old clients
+			NextProtos: []string{"h2", "http/1.1"},
+			ClientAuth: tls.RequestClientCert, ClientCAs: f.cfg.ClientCA,
+			GetCertificate: f.certificate,
+		},
+	}
+}
+
+func (f *Front) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if f.cfg.Local() != nil {
+		c, err := f.cfg.ServingCert(hello)
+		if err == nil {
+			return c, nil
+		}
+		f.cfg.Logger.Warn("no serving certificate, using the node's", "error", err)
+	}
+	return f.cfg.NodeCert()
+}
+
+func (f *Front) serveHTTP(w http.ResponseWriter, r *http.Request) {
+	if h := f.cfg.Local(); h != nil {
+		f.outage.end()
+		h.ServeHTTP(w, r)
+		return
+	}
+	f.refuse(w)
+}
+
+// accept takes connections from l until it is closed.
+func (f *Front) accept(ctx, life context.Context, wg *sync.WaitGroup, l net.Listener) error {
+	for {
+		c, err := l.Accept()
+		if ctx.Err() != nil {
+			if err == nil {
+				c.Close()
+			}
+			return nil
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return fmt.Errorf("listener %s: %w", l.Addr(), err)
+		}
+		if err != nil {
+			f.cfg.Logger.Warn("cannot accept a connection", "listener", l.Addr().String(), "error", err)
+			select {
+			case <-time.After(acceptRetry):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		if n := f.conns.Add(1); n > int64(f.cfg.MaxConns) {
+			f.conns.Add(-1)
+			f.cfg.Logger.Warn("too many connections, closing the newest", "open", f.cfg.MaxConns)
+			c.Close()
+			continue
+		}
+		counted := &conn{Conn: c}
+		forget := context.AfterFunc(life, func() { counted.Close() })
+		counted.closed = func() {
+			forget()
+			f.conns.Add(-1)
+		}
+		wg.Go(func() { f.decide(ctx, counted) })
+	}
+}
+
+// decide sends a connection where it belongs.
+func (f *Front) decide(ctx context.Context, c *conn) {
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	forwarded, err := c.peek(f.cfg.FirstByteTimeout)
+	if !stop() || err != nil {
+		c.Close()
+		return
+	}
+	// What another front passed on ends here in any case: two fronts that each take the other for
+	// a server would pass it to and fro.
+	if f.cfg.Local() == nil && !forwarded && f.passOn(ctx, c) {
+		return
+	}
+	if !f.local.give(c) {
+		c.Close()
+	}
+}

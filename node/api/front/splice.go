@@ -1,0 +1,150 @@
+package front
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"time"
+)
+
+// deadPoll is how often connections are compared with the live replicas besides at changes.
+const deadPoll = time.Second
+
+// splice is one connection that is passed on.
+type splice struct {
+	target   string
+	once     sync.Once
+	from, to net.Conn
+}
+
+func (s *splice) close() {
+	s.once.Do(func() {
+		s.from.Close()
+		s.to.Close()
+	})
+}
+
+// order gives the targets to try, nearest first, those of unknown distance last.
+func order(all []Target) []Target {
+	ready := slices.DeleteFunc(slices.Clone(all), func(t Target) bool { return !t.Ready })
+	slices.SortStableFunc(ready, func(a, b Target) int {
+		if (a.RTT == 0) != (b.RTT == 0) {
+			return cmp.Compare(b.RTT, a.RTT)
+		}
+		return cmp.Compare(a.RTT, b.RTT)
+	})
+	return ready
+}
+
+// passOn connects c with the first target that accepts and copies until either end closes. It
+// returns false, with c untouched, when there is none.
+func (f *Front) passOn(ctx context.Context, c *conn) bool {
+	all := f.cfg.Replicas()
+	var failed []error
+	for _, t := range order(all) {
+		to, err := f.dial(ctx, t)
+		if err != nil {
+			failed = append(failed, fmt.Errorf("%s (%s): %w", t.Name, t.Addr, err))
+			continue
+		}
+		f.outage.end()
+		f.copyBoth(ctx, &splice{target: t.Name, from: c, to: to})
+		return true
+	}
+	f.outage.begin(len(all), failed, time.Now())
+	f.cfg.Logger.Warn("no API replica can be reached", "known", len(all), "error", errors.Join(failed...))
+	return false
+}
+
+// dial connects to a target and tells it that it is a front that calls.
+func (f *Front) dial(ctx context.Context, t Target) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, f.cfg.DialTimeout)
+	defer cancel()
+	to, err := f.cfg.Dial(ctx, "tcp", t.Addr.String())
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.WriteString(to, preface); err != nil {
+		to.Close()
+		return nil, err
+	}
+	return to, nil
+}
+
+func (f *Front) copyBoth(ctx context.Context, s *splice) {
+	defer context.AfterFunc(ctx, s.close)()
+	f.mu.Lock()
+	f.spliced[s] = struct{}{}
+	f.mu.Unlock()
+	defer func() {
+		s.close()
+		f.mu.Lock()
+		delete(f.spliced, s)
+		f.mu.Unlock()
+	}()
+	// The target may have died between the choice and the entry above.
+	if !slices.ContainsFunc(f.cfg.Replicas(), func(t Target) bool { return t.Name == s.target }) {
+		return
+	}
+	c := s.from.(*conn)
+	if _, err := s.to.Write(c.head); err != nil {
+		return
+	}
+	c.head = nil
+	var wg sync.WaitGroup
+	// Below the wrapper: between two TCP connections the kernel copies by itself.
+	wg.Go(func() { s.copy(s.to, c.Conn) })
+	wg.Go(func() { s.copy(c.Conn, s.to) })
+	wg.Wait()
+}
+
+// copy moves bytes one way. A clean end is passed on, so that the other way can finish.
+func (s *splice) copy(to, from net.Conn) {
+	if _, err := io.Copy(to, from); err != nil || closeWrite(to) != nil {
+		s.close()
+	}
+}
+
+// closeDead closes connections to nodes that are no longer among the replicas, until ctx ends.
+func (f *Front) closeDead(ctx context.Context) {
+	changed, unsubscribe := f.cfg.Changed()
+	defer unsubscribe()
+	tick := time.NewTicker(deadPoll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-tick.C:
+		}
+		live := map[string]bool{}
+		for _, t := range f.cfg.Replicas() {
+			live[t.Name] = true
+		}
+		if n := f.closeSpliced(func(name string) bool { return live[name] }); n > 0 {
+			f.cfg.Logger.Info("closed connections to dead API replicas", "connections", n)
+		}
+	}
+}
+
+// closeSpliced closes the connections whose target is not live and tells how many.
+func (f *Front) closeSpliced(live func(string) bool) int {
+	f.mu.Lock()
+	var dead []*splice
+	for s := range f.spliced {
+		if !live(s.target) {
+			dead = append(dead, s)
+		}
+	}
+	f.mu.Unlock()
+	for _, s := range dead {
+		s.close()
+	}
+	return len(dead)
+}
