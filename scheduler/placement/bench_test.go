@@ -1,0 +1,78 @@
+package placement
+
+import (
+	"fmt"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// BenchmarkPlace plans pods one after the other on an ever fuller cluster and
+// reports pods/s. Variants: plain pods, pods of a workload (spread over nodes
+// and zones by default), pods with required anti-affinity to their peers.
+func BenchmarkPlace(b *testing.B) {
+	for _, nodes := range []int{500, 5000} {
+		for _, kind := range []string{"plain", "workload", "antiaffinity", "hardspread"} {
+			b.Run(fmt.Sprintf("nodes=%d/%s", nodes, kind), func(b *testing.B) { benchPlace(b, nodes, kind) })
+		}
+	}
+}
+
+func benchPlace(b *testing.B, nodes int, kind string) {
+	s := NewSnapshot()
+	for i := range nodes {
+		s.SetNode(mkNode(fmt.Sprintf("node-%d", i), "32", "256Gi", zone(fmt.Sprintf("zone-%d", i%3))))
+	}
+	const perWorkload = 100
+	r := rnd()
+	b.ReportAllocs()
+	b.ResetTimer()
+	placed := 0
+	for i := range b.N {
+		app := fmt.Sprintf("app-%d", i/perWorkload)
+		edit := []func(*v1.Pod){labelled("app", app)}
+		switch kind {
+		case "antiaffinity":
+			edit = append(edit, antiAffinity(v1.LabelHostname, selectorOf("app", app)))
+		case "hardspread":
+			edit = append(edit, spreadOver(v1.LabelTopologyZone, 1, v1.DoNotSchedule, selectorOf("app", app)))
+		}
+		pod := mkPod(fmt.Sprintf("pod-%d", i), "10m", "16Mi", edit...)
+		req := Request{Pod: pod}
+		if kind == "workload" {
+			req.Peers, _ = metav1.LabelSelectorAsSelector(selectorOf("app", app))
+		}
+		d, err := s.Place(req, r)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if d.Node == "" {
+			b.StopTimer() // full: empty it
+			for _, info := range s.pods {
+				s.RemovePod(info.pod.UID)
+			}
+			b.StartTimer()
+			continue
+		}
+		s.SetPod(pod, d.Node)
+		placed++
+	}
+	b.ReportMetric(float64(placed)/b.Elapsed().Seconds(), "pods/s")
+}
+
+// BenchmarkRefuse is the cost of an attempt that fails on every node.
+func BenchmarkRefuse(b *testing.B) {
+	s := NewSnapshot()
+	for i := range 500 {
+		s.SetNode(mkNode(fmt.Sprintf("node-%d", i), "1", "1Gi"))
+	}
+	pod := mkPod("p", "2", "2Gi")
+	r := rnd()
+	b.ReportAllocs()
+	for b.Loop() {
+		if d, err := s.Place(Request{Pod: pod}, r); err != nil || d.Node != "" {
+			b.Fatal(d, err)
+		}
+	}
+}
