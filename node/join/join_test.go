@@ -196,7 +196,7 @@ func TestJoinRefused(t *testing.T) {
 		{"address of a pod", func(r *Request) { r.IPs = []netip.Addr{netip.MustParseAddr("10.244.1.1")} }, ErrBadRequest, "the cluster's own range", true},
 		{"address of the API Service", func(r *Request) { r.IPs = []netip.Addr{netip.MustParseAddr("10.96.0.1")} }, ErrBadRequest, "the cluster's own range", true},
 		{"no real address", func(r *Request) { r.IPs = []netip.Addr{netip.IPv4Unspecified()} }, ErrBadRequest, "not an address at which", true},
-		{"too old", func(r *Request) { r.Levels = identity.Levels{Level: 9, Min: 9} }, identity.ErrIncompatible, "upgrade this side", true},
+		{"too new", func(r *Request) { r.Levels = identity.Levels{Level: 9, Min: 9} }, identity.ErrIncompatible, "upgrade the other side", true},
 		{"bad name", func(r *Request) { r.Name = "N_1" }, identity.ErrBadName, "only a-z", false},
 		{"reserved name", func(r *Request) { r.Name = "kubernetes" }, identity.ErrBadName, "reserved", false},
 		{"no address", func(r *Request) { r.Addresses = nil }, ErrBadRequest, "at least one node", false},

@@ -139,8 +139,9 @@ func (s *Server) admit(ctx context.Context, from netip.Addr, ask request) (answe
 		}
 		return answer{}, err
 	}
-	if err := identity.Compatible(s.cfg.Levels, ask.Levels); err != nil {
-		return answer{}, fmt.Errorf("this cluster (skein %s) does not take the node (skein %s): %w", s.cfg.Version, ask.SkeinVersion, err)
+	// Said from the node's side, as it is read there.
+	if err := identity.Compatible(ask.Levels, s.cfg.Levels); err != nil {
+		return answer{}, fmt.Errorf("this node's skein (%s) and the cluster's (%s) do not fit: %w", ask.SkeinVersion, s.cfg.Version, err)
 	}
 	ca := s.cfg.Authority()
 	if ca == nil {
@@ -230,6 +231,7 @@ func decodeRequest(r io.Reader) (request, error) {
 		return request{}, fmt.Errorf("%w: the join request has version %d, this cluster understands %d: install the cluster's version of skein",
 			identity.ErrIncompatible, ask.Version, wireVersion)
 	}
+	ask.SkeinVersion = oneLine(ask.SkeinVersion)
 	return ask, nil
 }
 
