@@ -215,11 +215,12 @@ func (h *Host) StartReplica(ctx context.Context, shardName string, replicaID uin
 	return h.start(s, replicaID, nil, !h.nh.HasNodeInfo(uint64(s.ID), replicaID))
 }
 
-// StopReplica stops this node's replica of a shard. With removeData everything
-// of it is deleted: only for a replica that has been removed from the
-// membership, since one that comes back without its log would break Raft's
-// promises. Idempotent.
-func (h *Host) StopReplica(ctx context.Context, shardName string, removeData bool) error {
+// StopReplica stops this node's replica of a shard, if its ID is replicaID or
+// lower: an order that was overtaken by a newer StartReplica does nothing. With
+// removeData everything of it is deleted: only for a replica that has been
+// removed from the membership, since one that comes back without its log would
+// break Raft's promises. Idempotent.
+func (h *Host) StopReplica(ctx context.Context, shardName string, replicaID uint64, removeData bool) error {
 	s, ok := h.cfg.Shards.ByName(shardName)
 	if !ok {
 		return fmt.Errorf("%w: %q", ErrUnknownShard, shardName)
@@ -229,13 +230,16 @@ func (h *Host) StopReplica(ctx context.Context, shardName string, removeData boo
 	if h.ctx.Err() != nil {
 		return ErrClosed
 	}
-	if r := h.replica(s.ID); r != nil {
+	if r := h.replica(s.ID); r != nil && r.id <= replicaID {
 		h.stop(r)
 	}
 	if !removeData {
 		return nil
 	}
 	for _, id := range h.onDisk(s.ID) {
+		if id > replicaID {
+			continue
+		}
 		if err := h.removeData(ctx, s.ID, id); err != nil {
 			return err
 		}

@@ -44,8 +44,9 @@ func slogLevel(l zapcore.Level) slog.Level {
 	}
 }
 
+// Enabled is false for debug entries: bbolt makes two of them for every key.
 func (c *core) Enabled(l zapcore.Level) bool {
-	return c.h.Enabled(context.Background(), slogLevel(l))
+	return l > zapcore.DebugLevel && c.h.Enabled(context.Background(), slogLevel(l))
 }
 
 func attrs(fields []zapcore.Field) []slog.Attr {
