@@ -3,6 +3,7 @@ package scheduler
 import (
 	"skein.io/skein/scheduler/controller"
 	"skein.io/skein/scheduler/controller/deployment"
+	"skein.io/skein/scheduler/controller/endpointslice"
 	"skein.io/skein/scheduler/controller/replicaset"
 	"skein.io/skein/scheduler/controller/serviceaccount"
 )
@@ -13,6 +14,7 @@ func Controllers() []NewController {
 	return []NewController{
 		newNode,
 		plain(deployment.New),
+		plain(endpointslice.New),
 		plain(replicaset.New),
 		plain(serviceaccount.New),
 	}

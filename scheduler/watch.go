@@ -219,15 +219,21 @@ func (l *loop) podPending(old, cur *v1.Pod) {
 	if cur.Spec.SchedulerName != component {
 		return
 	}
+	_, assumed := l.assumed[cur.UID]
 	if cur.DeletionTimestamp != nil || controller.PodTerminal(cur) {
-		if _, assumed := l.assumed[cur.UID]; !assumed {
-			l.queue.Remove(cur.UID)
+		l.queue.Remove(cur.UID) // if its binding is under way and fails, it is not tried again
+		if !assumed {
 			l.snapshot.Unnominate(cur.UID)
 		}
 		return
 	}
-	if _, assumed := l.assumed[cur.UID]; assumed {
-		return // its binding is under way
+	if assumed {
+		// Its binding is under way: the new version is for the case that it fails.
+		// If it has been carried out already, this is only late news.
+		if l.queue.Has(cur.UID) {
+			l.queue.Add(cur, false, l.clock.Now())
+		}
+		return
 	}
 	if cur.Status.NominatedNodeName != "" {
 		l.snapshot.Nominate(cur, cur.Status.NominatedNodeName)

@@ -21,10 +21,17 @@
 // TaintToleration (3), NodeAffinity (2), NodePorts, NodeResourcesFit (1),
 // PodTopologySpread (2), InterPodAffinity (2),
 // NodeResourcesBalancedAllocation (1) and ImageLocality (1), with the weight
-// of the score in brackets. Two differences are deliberate: every node is
-// scored (upstream samples large clusters), and a node that the failure
-// detector declared lost is refused as if its unreachable taint had already
-// been written.
+// of the score in brackets. The deliberate differences:
+//
+//   - every node is scored; upstream samples large clusters;
+//   - a node that the failure detector declared lost is refused as if its
+//     unreachable taint had already been written;
+//   - a request stated by the pod as a whole counts in the least-allocated
+//     score of the pod to be placed, too (1.36 forgets it there and nowhere else);
+//   - pods nominated to a node hold resources and ports there, but do not take
+//     part in affinity and spreading yet.
+//
+// Volumes and dynamic resources are not looked at.
 //
 // Only the scheduler package calls this package.
 package placement

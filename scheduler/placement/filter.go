@@ -1,8 +1,8 @@
 package placement
 
 import (
+	"cmp"
 	"slices"
-	"sort"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -17,11 +17,18 @@ type plan struct {
 	namespace labels.Set      // labels of the pod's namespace
 	onlyNodes map[string]bool // nil: any; from affinity to metadata.name
 	affinity  nodeaffinity.RequiredNodeAffinity
-	scalars   []v1.ResourceName // requested ones, sorted
+	scalars   []scalarWant
 	spread    []hardConstraint
 	inter     interPod
 	whole     string // set: refused by all nodes for this reason
 	wholeBy   Filter
+}
+
+// scalarWant is a requested resource that is counted by name.
+type scalarWant struct {
+	name   v1.ResourceName
+	want   int64
+	reason string // if it is short
 }
 
 // verdict is what one node says to one pod; ok if no reason is given.
@@ -47,10 +54,10 @@ func (s *Snapshot) newPlan(pod *v1.Pod) *plan {
 		p.whole, p.wholeBy = "parsing pod: "+err.Error(), InterPodAffinity
 		return p
 	}
-	for name := range p.info.request.Scalars {
-		p.scalars = append(p.scalars, name)
+	for name, n := range p.info.request.Scalars {
+		p.scalars = append(p.scalars, scalarWant{name: name, want: n, reason: insufficient + string(name)})
 	}
-	sort.Slice(p.scalars, func(i, j int) bool { return p.scalars[i] < p.scalars[j] })
+	slices.SortFunc(p.scalars, func(a, b scalarWant) int { return cmp.Compare(a.name, b.name) })
 	if p.onlyNodes = nodesByName(pod); p.onlyNodes != nil && len(p.onlyNodes) == 0 {
 		p.whole, p.wholeBy = reasonAffinityConflict, NodeAffinity
 		return p
@@ -216,17 +223,17 @@ func (p *plan) fits(n *node) verdict {
 	if r.isZero() {
 		return v
 	}
-	check := func(name v1.ResourceName, want, used, alloc int64) {
+	check := func(want, used, alloc int64, reason string) {
 		if want > 0 && want > alloc-used {
-			short("Insufficient " + string(name))
+			short(reason)
 			v.evictOK = v.evictOK && want <= alloc
 		}
 	}
-	check(v1.ResourceCPU, r.MilliCPU, n.used.MilliCPU+held.MilliCPU, n.alloc.MilliCPU)
-	check(v1.ResourceMemory, r.Memory, n.used.Memory+held.Memory, n.alloc.Memory)
-	check(v1.ResourceEphemeralStorage, r.EphemeralStorage, n.used.EphemeralStorage+held.EphemeralStorage, n.alloc.EphemeralStorage)
-	for _, name := range p.scalars {
-		check(name, r.Scalars[name], n.used.Scalars[name]+held.Scalars[name], n.alloc.Scalars[name])
+	check(r.MilliCPU, n.used.MilliCPU+held.MilliCPU, n.alloc.MilliCPU, reasonCPU)
+	check(r.Memory, n.used.Memory+held.Memory, n.alloc.Memory, reasonMemory)
+	check(r.EphemeralStorage, n.used.EphemeralStorage+held.EphemeralStorage, n.alloc.EphemeralStorage, reasonStorage)
+	for _, s := range p.scalars {
+		check(s.want, n.used.Scalars[s.name]+held.Scalars[s.name], n.alloc.Scalars[s.name], s.reason)
 	}
 	return v
 }

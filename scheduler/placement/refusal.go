@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"sort"
 	"strings"
+
+	v1 "k8s.io/api/core/v1"
 )
 
 // Filter names a rule that can refuse a node, as upstream's plugins are named.
@@ -30,6 +32,10 @@ const (
 	reasonNodeAffinity     = "node(s) didn't match Pod's node affinity/selector"
 	reasonAffinityConflict = "pod affinity terms conflict"
 	reasonPorts            = "node(s) didn't have free ports for the requested pod ports"
+	insufficient           = "Insufficient "
+	reasonCPU              = insufficient + string(v1.ResourceCPU)
+	reasonMemory           = insufficient + string(v1.ResourceMemory)
+	reasonStorage          = insufficient + string(v1.ResourceEphemeralStorage)
 	reasonTooManyPods      = "Too many pods"
 	reasonSpread           = "node(s) didn't match pod topology spread constraints"
 	reasonSpreadLabel      = reasonSpread + " (missing required label)"

@@ -175,6 +175,9 @@ func (q *Queue) Add(pod *v1.Pod, helps bool, now time.Time) {
 	}
 }
 
+// Has reports whether the pod is in any place.
+func (q *Queue) Has(uid types.UID) bool { return q.entries[uid] != nil }
+
 // Remove forgets a pod, in whatever place; unknown UIDs are ignored.
 func (q *Queue) Remove(uid types.UID) {
 	if e := q.entries[uid]; e != nil {
