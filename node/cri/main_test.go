@@ -67,9 +67,12 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "unshare:", err)
 		os.Exit(1)
 	}
-	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "loopback: %v\n%s", err, out)
-		os.Exit(1)
+	// containerd's CNI library keeps results below /var/lib, wherever its own state is.
+	for _, c := range [][]string{{"ip", "link", "set", "lo", "up"}, {"mount", "-t", "tmpfs", "tmpfs", "/var/lib"}} {
+		if out, err := exec.Command(c[0], c[1:]...).CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "%v: %v\n%s", c, err, out)
+			os.Exit(1)
+		}
 	}
 	sweep()
 	code, err := run(m)

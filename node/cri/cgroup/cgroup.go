@@ -134,7 +134,11 @@ func Make(paths ...string) error {
 			return err
 		}
 		for _, h := range hs {
-			if err := h.make(p); err != nil {
+			err := h.make(p)
+			for try := 0; errors.Is(err, fs.ErrNotExist) && try < 10; try++ {
+				err = h.make(p) // another one removed the empty parent in between
+			}
+			if err != nil {
 				return fmt.Errorf("make cgroup %s: %w", p, err)
 			}
 		}
