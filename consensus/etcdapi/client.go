@@ -37,11 +37,12 @@ func (s *clusterServer) MemberList(ctx context.Context, _ *pb.MemberListRequest)
 // NewClient returns a client of the replica in this process: no socket, no
 // marshalling, requests and responses are passed by pointer. The values of a
 // request's context reach the server. It does not retry, and needs to be closed.
-func NewClient(r Replica, log *slog.Logger) *kubernetes.Client {
+// progress is NewWatch's.
+func NewClient(r Replica, progress time.Duration, log *slog.Logger) *kubernetes.Client {
 	c := clientv3.NewCtxClient(context.Background(), clientv3.WithZapLogger(logbridge.Zap(log)))
 	c.KV = clientv3.NewKVFromKVClient(adapter.KvServerToKvClient(NewKV(r)), c)
 	c.Lease = clientv3.NewLeaseFromLeaseClient(adapter.LeaseServerToLeaseClient(NewLease(r)), c, keepAliveTimeout)
-	c.Watcher = quietWatcher{clientv3.NewWatchFromWatchClient(adapter.WatchServerToWatchClient(NewWatch(r)), c)}
+	c.Watcher = quietWatcher{clientv3.NewWatchFromWatchClient(adapter.WatchServerToWatchClient(NewWatch(r, progress)), c)}
 	c.Maintenance = clientv3.NewMaintenanceFromMaintenanceClient(adapter.MaintenanceServerToMaintenanceClient(NewMaintenance(r)), c)
 	c.Cluster = clientv3.NewClusterFromClusterClient(adapter.ClusterServerToClusterClient(NewCluster(r)), c)
 	k := &kubernetes.Client{Client: c}

@@ -17,9 +17,9 @@ import (
 )
 
 const (
-	// progressInterval is how often an idle watch that asked for it is told the
-	// revision; etcd's default, plus up to a tenth so that watches spread.
-	progressInterval = 10 * time.Minute
+	// DefaultProgress is how often an idle watch that asked for it is told the
+	// revision; etcd's default. Up to a tenth is added so that watches spread.
+	DefaultProgress = 10 * time.Minute
 	// fragmentSize is the size of a response from which on a watch that asked for
 	// it gets it in parts; etcd's limit of a request with its overhead.
 	fragmentSize = (1536 + 512) << 10
@@ -33,8 +33,11 @@ type watchServer struct {
 	progress time.Duration
 }
 
-// NewWatch returns the Watch service of a replica.
-func NewWatch(r Replica) pb.WatchServer { return &watchServer{r: r, progress: progressInterval} }
+// NewWatch returns the Watch service of a replica. Idle watches that asked for it
+// are told the revision every `progress`.
+func NewWatch(r Replica, progress time.Duration) pb.WatchServer {
+	return &watchServer{r: r, progress: progress}
+}
 
 // Watch serves one stream until the client ends it, the replica stops, or, if
 // the client requires a leader, the replica is cut off.

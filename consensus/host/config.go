@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"skein.io/skein/consensus/etcdapi"
 	"skein.io/skein/consensus/shard"
 )
 
@@ -73,6 +74,10 @@ type Config struct {
 	// 5 s plus two elections, as etcd.
 	RequestTimeout time.Duration
 
+	// WatchProgress is how often an idle watch that asks for it is told the
+	// revision; default 10 min, as etcd.
+	WatchProgress time.Duration
+
 	// Logger; nil discards. Dragonboat's log goes there as debug output; in a
 	// process with several hosts that of all goes to the newest one's.
 	Logger *slog.Logger
@@ -94,6 +99,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.RequestTimeout == 0 {
 		c.RequestTimeout = 5*time.Second + 2*c.electionTimeout()
+	}
+	if c.WatchProgress == 0 {
+		c.WatchProgress = etcdapi.DefaultProgress
 	}
 	if c.Peers == nil {
 		c.Peers = func() []string { return nil }

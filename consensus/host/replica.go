@@ -78,7 +78,7 @@ func newReplica(h *Host, s shard.Shard, id uint64) *replica {
 		OnLeader:   func(uint64, uint64) { r.wake() },
 		Checkpoint: r.checkpointLeases,
 	})
-	r.client = etcdapi.NewClient(r, r.log)
+	r.client = etcdapi.NewClient(r, h.cfg.WatchProgress, r.log)
 	return r
 }
 
