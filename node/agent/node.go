@@ -154,6 +154,7 @@ func (r *nodeReporter) load(ctx context.Context, status *corev1.NodeStatus) erro
 	n, err := r.a.cfg.Client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		fresh := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: r.labels()}, Status: *status}
+		fresh.Status.Conditions = mergeConditions(nil, status.Conditions, metav1.Now().Rfc3339Copy())
 		if n, err = r.a.cfg.Client.CoreV1().Nodes().Create(ctx, fresh, metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
 			n, err = r.a.cfg.Client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 		}

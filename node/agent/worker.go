@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -201,7 +202,8 @@ func (w *worker) publish(pod *corev1.Pod, rec *desired.Record, plan *lifecycle.P
 	if plan.Terminating && next.Pod == nil {
 		next.Pod = pod
 	}
-	if !apiequality.Semantic.DeepEqual(rec, &next) {
+	if next.Admitted != rec.Admitted || next.Pod != rec.Pod || !maps.Equal(next.Containers, rec.Containers) ||
+		!apiequality.Semantic.DeepEqual(rec.Status, next.Status) {
 		w.a.cfg.Desired.PutRecord(&next)
 	}
 	w.a.writer.enqueue(w.uid)
