@@ -25,7 +25,11 @@ type timing struct {
 	probeInterval time.Duration // between two probes of this node, each of another member
 	// probeTimeout for the direct answer. What is left of the interval is for indirect probes; those need another probe
 	// timeout to come back with "no answer" (a nack), without which memberlist takes the fault for its own and slows down.
-	probeTimeout   time.Duration
+	probeTimeout time.Duration
+	// awareness bounds how many times slower a node may get at judging others while its own probes fail for reasons that may
+	// be its own (Lifeguard). With memberlist's 8, the survivor of two nodes, who has nobody to ask, took over 5 s to see a
+	// death that came soon after another one.
+	awareness      int
 	suspicionMult  int
 	suspicionMax   int // times the suspicion time, when nobody confirms
 	gossipInterval time.Duration
@@ -46,13 +50,13 @@ type timing struct {
 
 var profiles = map[Profile]timing{
 	LAN: {
-		probeInterval: 500 * time.Millisecond, probeTimeout: 200 * time.Millisecond, suspicionMult: 3, suspicionMax: 3,
+		probeInterval: 500 * time.Millisecond, probeTimeout: 200 * time.Millisecond, awareness: 3, suspicionMult: 3, suspicionMax: 3,
 		gossipInterval: 100 * time.Millisecond, retransmit: 10, gossipToTheDead: 30 * time.Second, pushPullInterval: 15 * time.Second,
 		streamTimeout: 3 * time.Second, reconnect: 2 * time.Second, broadcastTimeout: 2 * time.Second, leaveDelay: time.Second,
 		settle: 15 * time.Second, packet: 1400,
 	},
 	Edge: {
-		probeInterval: 2 * time.Second, probeTimeout: 900 * time.Millisecond, suspicionMult: 5, suspicionMax: 3,
+		probeInterval: 2 * time.Second, probeTimeout: 900 * time.Millisecond, awareness: 4, suspicionMult: 5, suspicionMax: 3,
 		gossipInterval: 500 * time.Millisecond, retransmit: 8, gossipToTheDead: 2 * time.Minute, pushPullInterval: time.Minute,
 		streamTimeout: 15 * time.Second, reconnect: 10 * time.Second, broadcastTimeout: 10 * time.Second, leaveDelay: 3 * time.Second,
 		settle: 90 * time.Second, compress: true, packet: 1200, // fits the tunnels that such links often are
@@ -68,7 +72,7 @@ const (
 
 func (t timing) memberlist() *memberlist.Config {
 	c := memberlist.DefaultLANConfig()
-	c.ProbeInterval, c.ProbeTimeout = t.probeInterval, t.probeTimeout
+	c.ProbeInterval, c.ProbeTimeout, c.AwarenessMaxMultiplier = t.probeInterval, t.probeTimeout, t.awareness
 	c.SuspicionMult, c.SuspicionMaxTimeoutMult = t.suspicionMult, t.suspicionMax
 	c.GossipInterval, c.GossipToTheDeadTime = t.gossipInterval, t.gossipToTheDead
 	c.PushPullInterval, c.TCPTimeout = t.pushPullInterval, t.streamTimeout
