@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"os"
 	"testing"
-	"time"
 
 	"skein.io/skein/datapath/internal/testnet"
 	"skein.io/skein/datapath/podnet"
@@ -22,7 +21,7 @@ var clusterCIDR = netip.MustParsePrefix("10.244.0.0/16")
 // node is a node of the test cluster: a namespace with its own pins, cgroup, pods and loader.
 type node struct {
 	*testnet.NS
-	t       *testing.T
+	t       testing.TB
 	ip      netip.Addr
 	podCIDR netip.Prefix
 	cgroup  string
@@ -33,7 +32,7 @@ type node struct {
 	state   podnet.State
 }
 
-func newNode(t *testing.T, i int, ip string) *node {
+func newNode(t testing.TB, i int, ip string) *node {
 	t.Helper()
 	mount, err := Cgroup2Mount()
 	if err != nil {
@@ -116,7 +115,7 @@ func (n *node) pod(name string) (*testnet.NS, service.Backend) {
 }
 
 // twoNodes is a bridge with two nodes and a client outside, 10.99.0.1, .2 and .100.
-func twoNodes(t *testing.T) (a, b *node, outside *testnet.NS) {
+func twoNodes(t testing.TB) (a, b *node, outside *testnet.NS) {
 	t.Helper()
 	testnet.Need(t)
 	fabric := testnet.New(t, "fabric")
@@ -132,15 +131,4 @@ func twoNodes(t *testing.T) (a, b *node, outside *testnet.NS) {
 
 func clusterIP(name, addr string, proto service.Proto, backends ...service.Backend) service.Service {
 	return service.Service{Name: name, Proto: proto, Frontends: []service.Frontend{{Addr: netip.MustParseAddrPort(addr)}}, Backends: backends}
-}
-
-// eventually repeats f until it is true; the kernel finishes some things (link up) on its own time.
-func eventually(t *testing.T, what string, f func() bool) {
-	t.Helper()
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if f() {
-			return
-		}
-	}
-	t.Fatal("in vain: ", what)
 }

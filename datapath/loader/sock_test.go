@@ -63,6 +63,23 @@ func TestClusterIP(t *testing.T) {
 	}
 }
 
+// TestHairpin: a pod reaches itself through its own Service and NodePort.
+func TestHairpin(t *testing.T) {
+	a, b, _ := twoNodes(t)
+	pod, self := a.pod("web1")
+	for _, n := range []*node{a, b} {
+		n.apply(nodePort(service.TCP, 30080, self), nodePort(service.UDP, 30080, self))
+	}
+	p := testnet.NewProbe(pod, a.cgroup)
+	for _, network := range []string{"tcp4", "udp4"} {
+		for _, addr := range []string{vip, "10.99.0.1:30080", "10.99.0.2:30080"} { // the last one leaves the node and comes back
+			if r := p.Ask(network, addr); who(r) != "web1" || r.Remote[0] != addr {
+				t.Errorf("%s %s: %+v", network, addr, r)
+			}
+		}
+	}
+}
+
 func TestNoBackend(t *testing.T) {
 	a, _, _ := twoNodes(t)
 	a.apply(clusterIP("default/none:http", vip, service.TCP), clusterIP("default/none:udp", vip, service.UDP))

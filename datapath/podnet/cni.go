@@ -79,6 +79,9 @@ func parseConf(b []byte) (NetConf, netip.Prefix, error) {
 	if c.MTU == 0 {
 		c.MTU = 1500
 	}
+	if c.MTU < 576 || c.MTU > 65535 { // RFC 791: every host takes 576
+		return c, r, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("podnet: mtu %d is not between 576 and 65535", c.MTU), "")
+	}
 	return c, r.Masked(), nil
 }
 
@@ -124,21 +127,37 @@ func plug(args *skel.CmdArgs, ip netip.Addr, c NetConf) (net.HardwareAddr, error
 	if err := netlink.LinkAdd(v); err != nil {
 		return nil, fmt.Errorf("podnet: make link %s: %w", name, err)
 	}
-	if err := podSide(pod, args.IfName, ip); err != nil {
+	h, err := netlink.NewHandleAt(pod, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("podnet: network namespace %s: %w", args.Netns, err)
+	}
+	defer h.Close()
+	if err := podSide(h, args.IfName, ip); err != nil {
 		return nil, fmt.Errorf("podnet: pod's end of %s: %w", name, err)
 	}
 	if err := hostSide(name, ip, mac, c.NodeIP); err != nil {
 		return nil, fmt.Errorf("podnet: node's end of %s: %w", name, err)
 	}
-	return mac, nil
+	return mac, waitUp(h, args.IfName)
 }
 
-func podSide(pod netns.NsHandle, ifName string, ip netip.Addr) error {
-	h, err := netlink.NewHandleAt(pod, unix.NETLINK_ROUTE)
-	if err != nil {
-		return err
+// waitUp waits until the pod's end carries packets. The end that was started first gets its queue only when the kernel's
+// link watcher comes round, which on a busy machine is after the pod's first packets, and those would be lost: a second's
+// delay for TCP and many for DNS. A link that is not up in time is no fault: the packets would come through later.
+func waitUp(h *netlink.Handle, ifName string) error {
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(500 * time.Microsecond) {
+		l, err := h.LinkByName(ifName)
+		if err != nil {
+			return fmt.Errorf("podnet: %s in the pod: %w", ifName, err)
+		}
+		if l.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
 	}
-	defer h.Close()
+	return nil
+}
+
+func podSide(h *netlink.Handle, ifName string, ip netip.Addr) error {
 	l, err := h.LinkByName(ifName)
 	if err != nil {
 		return err

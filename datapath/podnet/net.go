@@ -192,20 +192,12 @@ func (n *Net) Apply(peers []Peer) (State, error) {
 		return State{}, err
 	}
 	ways, err := plan(n.cfg, n.local, peers)
-	st := State{Uplink: n.uplink.Attrs().Name, MTU: n.uplink.Attrs().MTU}
+	st := stateOf(n.cfg, ways)
+	st.Uplink, st.MTU = n.uplink.Attrs().Name, n.uplink.Attrs().MTU
 	errs := []error{err}
-	var tunnels []way
-	for _, w := range ways {
-		switch {
-		case w.overlay:
-			tunnels = append(tunnels, w)
-		case w.peer.IsValid():
-			st.Direct = append(st.Direct, w.peer)
-		}
-	}
+	tunnels := slices.DeleteFunc(slices.Clone(ways), func(w way) bool { return !w.overlay })
 	var vx netlink.Link
 	if len(tunnels) > 0 {
-		st.Overlay = NodeAddr(n.cfg.PodCIDR)
 		if vx, err = n.ensureOverlay(st.Overlay); err != nil {
 			return st, errors.Join(append(errs, err)...)
 		}
@@ -218,6 +210,18 @@ func (n *Net) Apply(peers []Peer) (State, error) {
 		errs = append(errs, removeLink(OverlayDevice))
 	}
 	return st, errors.Join(errs...)
+}
+
+func stateOf(cfg Config, ways []way) (st State) {
+	for _, w := range ways {
+		switch {
+		case w.overlay:
+			st.Overlay = NodeAddr(cfg.PodCIDR)
+		case w.peer.IsValid():
+			st.Direct = append(st.Direct, w.peer)
+		}
+	}
+	return st
 }
 
 // way is how a range is reached: straight, through the overlay, or (no peer) not at all.

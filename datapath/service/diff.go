@@ -26,15 +26,15 @@ type Op struct {
 	Value any
 }
 
-// Diff returns the steps from have to want, least harmful first: members and slots are written before a front end counts
-// on them, and deleted only after no front end does. A reader that catches the moment between a front end's new count
+// Diff returns the steps from have to want in an order that hurts nobody: front ends that end go first, members and slots
+// are written before a front end counts on them, and deleted only after none does. A reader that catches the moment between a front end's new count
 // and a slot's deletion looks again (pick.h).
 func Diff(have, want Entries) []Op {
 	var ops []Op
+	ops = drop(ops, Frontends, have.Frontends, want.Frontends, compareFront)
 	ops = put(ops, Members, have.Members, want.Members, compareMember)
 	ops = put(ops, Slots, have.Slots, want.Slots, compareSlot)
 	ops = put(ops, Frontends, have.Frontends, want.Frontends, compareFront)
-	ops = drop(ops, Frontends, have.Frontends, want.Frontends, compareFront)
 	ops = drop(ops, Slots, have.Slots, want.Slots, compareSlot)
 	ops = drop(ops, Members, have.Members, want.Members, compareMember)
 	return ops

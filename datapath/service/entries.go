@@ -213,26 +213,36 @@ func backendsOf(s *Service, self Node, local bool) ([]BackendVal, error) {
 }
 
 // number gives each set the number that its front ends have now, or a fresh one. A number that is in use anywhere in
-// have never goes to another set: its old slots may still be read.
+// have never goes to a set that shares it with another, nor to a new one: its old slots may still be read.
 func number(have Entries, sets []*set) {
 	used := map[uint32]bool{0: true}
-	for _, v := range have.Frontends {
-		used[v.Set] = true
-	}
 	for k := range have.Slots {
 		used[k.Set] = true
 	}
 	for k := range have.Members {
 		used[k.Set] = true
 	}
-	claimed := map[uint32]bool{0: true}
+	heir := map[FrontendKey]*set{}
 	for _, s := range sets {
-		for _, k := range slices.SortedFunc(maps.Keys(s.fronts), compareFront) {
-			if v, ok := have.Frontends[k]; ok && !claimed[v.Set] {
-				s.id = v.Set
-				claimed[s.id] = true
-				break
-			}
+		for k := range s.fronts {
+			heir[k] = s
+		}
+	}
+	heirs := map[uint32]*set{} // who the front ends of a number belong to now; nil = to several
+	for k, v := range have.Frontends {
+		used[v.Set] = true
+		s := heir[k]
+		if s == nil {
+			continue // deleted before anything else changes
+		}
+		if other, seen := heirs[v.Set]; seen && other != s {
+			s = nil
+		}
+		heirs[v.Set] = s
+	}
+	for _, id := range slices.Sorted(maps.Keys(heirs)) {
+		if s := heirs[id]; s != nil && s.id == 0 {
+			s.id = id
 		}
 	}
 	next := uint32(1)

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -149,6 +150,22 @@ func Link(a *NS, aName string, aAddr string, b *NS, bName string, bAddr string) 
 	})
 	a.up(aName, aAddr)
 	b.up(bName, bAddr)
+	a.waitUp(aName)
+	b.waitUp(bName)
+}
+
+// waitUp waits until a device carries packets; its first ones would be lost before.
+func (ns *NS) waitUp(name string) {
+	ns.t.Helper()
+	ns.Do(func() error {
+		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			l, err := netlink.LinkByName(name)
+			if err != nil || l.Attrs().OperState == netlink.OperUp {
+				return err
+			}
+		}
+		return fmt.Errorf("%s does not come up", name)
+	})
 }
 
 func (ns *NS) up(name, addr string) {
@@ -213,7 +230,7 @@ func (ns *NS) Sysctl(name, value string) {
 	ns.Do(func() error { return os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0) })
 }
 
-// Command prepares a program that will run in the namespace and, unless it is "", the cgroup. Start it with Start.
+// Start starts a program in the namespace and, unless it is "", the cgroup.
 func (ns *NS) Start(cmd *exec.Cmd, cgroup string) error {
 	if cgroup != "" {
 		d, err := os.Open(cgroup)
