@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"time"
 
 	"github.com/google/uuid"
 	"go.opentelemetry.io/otel/trace"
@@ -43,6 +44,9 @@ import (
 
 const (
 	protobuf = "application/vnd.kubernetes.protobuf"
+	// watchGrace is how long open watches may take to end, each with a clean end of the stream, when
+	// the server stops.
+	watchGrace = 2 * time.Second
 	// inProcess is the host in requests of in-process clients. Nothing resolves it.
 	inProcess = "http://in-process"
 )
@@ -117,6 +121,7 @@ func (b *build) genericConfig() *genericapiserver.Config {
 	c.MergedResourceConfig = b.resources
 	c.AggregatedDiscoveryGroupManager = aggregated.NewResourceManager("apis")
 	c.SkipOpenAPIInstallation = true
+	c.ShutdownWatchTerminationGracePeriod = watchGrace
 	// The front serves TLS. Upstream's life cycle still waits for a listener to stop: this one.
 	b.listener = newIdleListener()
 	c.SecureServing = &genericapiserver.SecureServingInfo{Listener: b.listener}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -14,7 +15,9 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/kubernetes/pkg/controller/clusterroleaggregation"
 )
 
 const (
@@ -26,14 +29,39 @@ const (
 	endpointsRecheck = time.Minute
 )
 
-// RunLeaderHooks does what one server of the cluster at a time may do, until ctx ends: it keeps the
-// endpoints of Service default/kubernetes equal to Config.Replicas. It writes only when they
-// differ. decorate is applied to the context of each request, as in Loopback.
+// RunLeaderHooks does what one server of the cluster at a time should do, until ctx ends: it keeps
+// the endpoints of Service default/kubernetes equal to Config.Replicas, fills aggregated ClusterRoles
+// (without that the roles admin, edit and view are empty), and drops old revisions from the stores. It writes only when there is something to do. decorate is applied to the context of
+// each request, as in Loopback.
 func (s *Server) RunLeaderHooks(ctx context.Context, decorate func(context.Context) context.Context) error {
 	client, err := kubernetes.NewForConfig(s.Loopback("skein-kubernetes-service", decorate))
 	if err != nil {
 		return fmt.Errorf("client of the leader: %w", err)
 	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		ctx := ctx
+		if decorate != nil {
+			ctx = decorate(ctx)
+		}
+		s.build.stores.Compact(ctx, func(err error) { s.cfg.Logger.Warn("old revisions stay in the store", "error", err) })
+	})
+	wg.Go(func() { aggregateRoles(ctx, client) })
+	s.followReplicas(ctx, client)
+	return nil
+}
+
+// aggregateRoles has informers of its own, so that nothing of it is left when ctx ends.
+func aggregateRoles(ctx context.Context, client kubernetes.Interface) {
+	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields))
+	c := clusterroleaggregation.NewClusterRoleAggregation(f.Rbac().V1().ClusterRoles(), client.RbacV1())
+	f.StartWithContext(ctx)
+	c.Run(ctx, 1)
+	f.Shutdown()
+}
+
+func (s *Server) followReplicas(ctx context.Context, client kubernetes.Interface) {
 	var written []netip.AddrPort
 	var checked time.Time
 	tick := time.NewTicker(replicaPoll)
@@ -50,7 +78,7 @@ func (s *Server) RunLeaderHooks(ctx context.Context, decorate func(context.Conte
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-tick.C:
 		}
 	}

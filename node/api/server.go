@@ -27,7 +27,8 @@ type Server struct {
 	chain  *chain
 	run    func(context.Context) error
 	ready  chan struct{}
-	cancel context.CancelFunc // ends what New started
+	life   context.Context    // of what New started, and of all requests
+	cancel context.CancelFunc // ends life
 }
 
 // New builds a server. ctx bounds the building only; what New starts ends when Run returns, so a
@@ -39,7 +40,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	// Upstream's parts keep the context that they are built with.
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s := &Server{cfg: &cfg, ready: make(chan struct{}), cancel: cancel, bridge: store.NewBridge(cfg.Store(kinds.Services).Client)}
+	s := &Server{cfg: &cfg, ready: make(chan struct{}), life: life, cancel: cancel, bridge: store.NewBridge(cfg.Store(kinds.Services).Client)}
 	if err := s.assemble(life); err != nil {
 		cancel()
 		s.bridge.Close()
@@ -66,7 +67,7 @@ func (s *Server) assemble(ctx context.Context) error {
 		return err
 	}
 	s.run = prepared.Run
-	s.build.loopback.Serve(s.chain.outer.GenericAPIServer.Handler)
+	s.build.loopback.Serve(s.bounded(s.chain.outer.GenericAPIServer.Handler))
 	return nil
 }
 
@@ -122,7 +123,7 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 
 // Handler answers requests whose TLS, if any, has been terminated.
 func (s *Server) Handler() http.Handler {
-	api := s.chain.outer.GenericAPIServer.Handler
+	api := s.bounded(s.chain.outer.GenericAPIServer.Handler)
 	if len(s.cfg.Public) == 0 {
 		return api
 	}
@@ -132,6 +133,17 @@ func (s *Server) Handler() http.Handler {
 			return
 		}
 		api.ServeHTTP(w, r)
+	})
+}
+
+// bounded ends requests with the server: upstream leaves long ones to the end of the process, which
+// goes on here.
+func (s *Server) bounded(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		defer context.AfterFunc(s.life, cancel)()
+		h.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
 

@@ -15,7 +15,10 @@ package store
 import (
 	"fmt"
 	"path"
+	"slices"
+	"sync"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	etcdclient "go.etcd.io/etcd/client/v3/kubernetes"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -47,6 +50,9 @@ type Factory struct {
 
 	clients Clients
 	options *genericoptions.EtcdOptions
+
+	mu     sync.Mutex // guards opened
+	opened []*clientv3.Client
 }
 
 // New prepares a factory for keys below prefix ("/registry"). dial is what the components get
@@ -58,7 +64,7 @@ func New(clients Clients, prefix string, version basecompatibility.EffectiveVers
 	o.EnableWatchCache = false
 	o.StorageConfig.StorageObjectCountTracker = count
 	o.StorageConfig.Transport = bridge.transport()
-	// The store is compacted by its owner; counting objects by polling would read it all.
+	// Compact does it once for the cluster; counting objects by polling would read it all.
 	o.StorageConfig.CompactionInterval = 0
 	o.StorageConfig.CountMetricPollPeriod = 0
 	o.StorageConfig.DBMetricPollInterval = 0
@@ -106,6 +112,11 @@ func (f *Factory) open(c *storagebackend.ConfigForResource, resourcePrefix strin
 	if client == nil {
 		return nil, nil, fmt.Errorf("no store for %s", c.GroupResource)
 	}
+	f.mu.Lock()
+	if !slices.Contains(f.opened, client.Client) {
+		f.opened = append(f.opened, client.Client)
+	}
+	f.mu.Unlock()
 	transformer := c.Transformer
 	if transformer == nil {
 		transformer = identity.NewEncryptCheckTransformer()

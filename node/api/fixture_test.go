@@ -1,0 +1,257 @@
+package api
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	etcdclient "go.etcd.io/etcd/client/v3/kubernetes"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+	restclient "k8s.io/client-go/rest"
+	"skein.io/skein/gossip/identity"
+	"skein.io/skein/node/api/internal/testetcd"
+)
+
+// patience is how long anything may take on a slow machine.
+const patience = 90 * time.Second
+
+// fixture is a cluster of two API servers, started at the same moment on one empty store.
+type fixture struct {
+	etcd    *testetcd.Server
+	store   *etcdclient.Client
+	ca      *identity.Authority
+	saKey   *ecdsa.PrivateKey
+	servers []*running
+}
+
+type running struct {
+	*Server
+	tls  *httptest.Server
+	stop func() error
+}
+
+var cluster *fixture
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "api-test")
+		if err != nil {
+			panic(err)
+		}
+		defer os.RemoveAll(dir)
+		if cluster, err = newFixture(dir); err != nil {
+			panic(err)
+		}
+		defer cluster.close()
+		return m.Run()
+	}())
+}
+
+func newFixture(dir string) (*fixture, error) {
+	f := &fixture{}
+	var err error
+	if f.etcd, err = testetcd.Start(dir); err != nil {
+		return nil, err
+	}
+	if f.store, err = f.etcd.Client(); err != nil {
+		return nil, err
+	}
+	if f.ca, err = identity.NewAuthority("test", time.Now(), rand.Reader); err != nil {
+		return nil, err
+	}
+	if f.saKey, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		return nil, err
+	}
+	started := make(chan error, 2)
+	f.servers = make([]*running, 2)
+	for i := range f.servers {
+		go func() {
+			var err error
+			f.servers[i], err = f.start(f.config(fmt.Sprintf("n%d", i+1)))
+			started <- err
+		}()
+	}
+	for range f.servers {
+		if err := <-started; err != nil {
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+func (f *fixture) close() {
+	for _, s := range f.servers {
+		if err := s.stop(); err != nil {
+			fmt.Fprintln(os.Stderr, "stop:", err)
+		}
+	}
+	f.store.Close()
+	f.etcd.Close()
+}
+
+// config is what a server of the cluster gets.
+func (f *fixture) config(node string) Config {
+	return Config{
+		NodeName: node, AdvertiseIP: netip.MustParseAddr("192.0.2.10"),
+		Store:    func(schema.GroupResource) *etcdclient.Client { return f.store },
+		ClientCA: identity.EncodeCert(f.ca.Cert), SAKey: f.saKey,
+		KubeletClientCert: func() (*tls.Certificate, error) {
+			c, err := f.ca.IssueClient(AgentClientUser, nil, time.Hour, time.Now())
+			return &c, err
+		},
+		Replicas: func() []netip.AddrPort { return []netip.AddrPort{netip.MustParseAddrPort("192.0.2.10:6443")} },
+		Extra: map[string]http.Handler{"/skein/v1/": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, "extra %s", r.URL.Path)
+		})},
+		Public: map[string]http.Handler{"/skein/v1/join": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, "public %s", r.URL.Path)
+		})},
+	}
+}
+
+// start runs a server behind TLS and waits until it is ready.
+func (f *fixture) start(cfg Config) (*running, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	s, err := New(ctx, cfg)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	crt, err := f.ca.IssueServer("kubernetes", []string{"localhost"}, []netip.Addr{netip.MustParseAddr("127.0.0.1")}, time.Hour, time.Now())
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	front := httptest.NewUnstartedServer(s.Handler())
+	front.TLS = &tls.Config{Certificates: []tls.Certificate{crt}, ClientAuth: tls.RequestClientCert}
+	front.EnableHTTP2 = true
+	front.StartTLS()
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	if cfg.NodeName == "n1" {
+		go func() {
+			<-s.Ready()
+			if err := s.RunLeaderHooks(ctx, nil); err != nil {
+				panic(err)
+			}
+		}()
+	}
+	var stopped atomic.Bool
+	r := &running{Server: s, tls: front, stop: func() error {
+		if stopped.Swap(true) {
+			return nil
+		}
+		cancel()
+		select {
+		case err := <-done:
+			front.CloseClientConnections()
+			front.Close()
+			return err
+		case <-time.After(patience):
+			return fmt.Errorf("server of %s does not stop", cfg.NodeName)
+		}
+	}}
+	select {
+	case <-s.Ready():
+		return r, nil
+	case err := <-done:
+		return nil, fmt.Errorf("server of %s ended: %v", cfg.NodeName, err)
+	case <-time.After(patience):
+		return nil, fmt.Errorf("server of %s is not ready", cfg.NodeName)
+	}
+}
+
+// as gives the configuration of a client with a certificate for the user.
+func (f *fixture) as(s *running, user string, groups ...string) *restclient.Config {
+	c := f.anonymous(s)
+	crt, err := f.ca.IssueClient(user, groups, time.Hour, time.Now())
+	if err != nil {
+		panic(err)
+	}
+	key, err := x509.MarshalECPrivateKey(crt.PrivateKey.(*ecdsa.PrivateKey))
+	if err != nil {
+		panic(err)
+	}
+	c.CertData = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: crt.Certificate[0]})
+	c.KeyData = pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: key})
+	return c
+}
+
+func (f *fixture) anonymous(s *running) *restclient.Config {
+	return &restclient.Config{Host: s.tls.URL, QPS: -1, UserAgent: "test", WarningHandler: restclient.NoWarnings{},
+		TLSClientConfig: restclient.TLSClientConfig{CAData: identity.EncodeCert(f.ca.Cert)}}
+}
+
+func client(t *testing.T, c *restclient.Config) kubernetes.Interface {
+	t.Helper()
+	k, err := kubernetes.NewForConfig(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// admin gives a client with all rights of the first server.
+func admin(t *testing.T) kubernetes.Interface {
+	t.Helper()
+	return client(t, cluster.as(cluster.servers[0], "admin", "system:masters"))
+}
+
+// namespace makes a namespace with the ServiceAccount that a controller would make.
+func namespace(t *testing.T, k kubernetes.Interface) string {
+	t.Helper()
+	ns, err := k.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "t-"}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.CoreV1().ServiceAccounts(ns.Name).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return ns.Name
+}
+
+// eventually repeats f until it gives no error.
+func eventually(t *testing.T, f func(context.Context) error) {
+	t.Helper()
+	var last error
+	// Not the test's own context: that is over when it cleans up.
+	err := wait.PollUntilContextTimeout(context.WithoutCancel(t.Context()), 20*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
+		last = f(ctx)
+		return last == nil, nil
+	})
+	if err != nil {
+		t.Fatalf("%v, last: %v", err, last)
+	}
+}
+
+func simplePod(name string) *corev1.Pod {
+	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": name}},
+		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "example/image"}}}}
+}
+
+func newFixtureCA() (*identity.Authority, error) {
+	return identity.NewAuthority("other", time.Now(), rand.Reader)
+}
+
+func roleBinding(clusterRole, kind, name string) *rbacv1.RoleBinding {
+	return &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Name: clusterRole},
+		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: clusterRole},
+		Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: kind, Name: name}}}
+}
