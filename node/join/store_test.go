@@ -59,11 +59,14 @@ func startEtcd(t *testing.T) {
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	server, err := embed.StartEtcd(cfg)
 	if err != nil {
+		os.RemoveAll(dir)
 		t.Fatal(err)
 	}
 	select {
 	case <-server.Server.ReadyNotify():
 	case <-time.After(30 * time.Second):
+		server.Close()
+		os.RemoveAll(dir)
 		t.Fatal("etcd did not start")
 	}
 	etcd.server, etcd.client = server, v3client.New(server.Server)
