@@ -161,6 +161,7 @@ func findRunc() (string, error) {
 // paths are the files of one containerd, all derived from Config.
 type paths struct {
 	dir, config, lock, log, address, shimSockets, exits, bin string
+	short                                                    string // for sockets, if dir is too long for them
 }
 
 // Limits of what must become the address of a unix socket (108 bytes with the final zero), and of containerd's shim
@@ -185,12 +186,12 @@ func (c Config) paths() paths {
 	// A long state directory gets a short one for its sockets, always the same for the same directory.
 	h := fnv.New64a()
 	h.Write([]byte(c.Dir))
-	short := filepath.Join(shortRunDir, fmt.Sprintf("%016x", h.Sum64()))
+	p.short = filepath.Join(shortRunDir, fmt.Sprintf("%016x", h.Sum64()))
 	if len(p.address) > maxAddress {
-		p.address = filepath.Join(short, "c.sock")
+		p.address = filepath.Join(p.short, "c.sock")
 	}
 	if len(p.shimSockets) > maxShimDir {
-		p.shimSockets = filepath.Join(short, "s")
+		p.shimSockets = filepath.Join(p.short, "s")
 	}
 	return p
 }

@@ -201,7 +201,6 @@ func start(t *testing.T, cfg cri.Config) (c *cri.Containerd, stop func()) {
 		}
 		if t.Failed() {
 			b, _ := os.ReadFile(c.LogFile())
-			os.WriteFile("/tmp/skein/cri/ctrd.log", b, 0o644)
 			t.Logf("log of containerd:\n%s", b[max(0, len(b)-6000):])
 		}
 	})

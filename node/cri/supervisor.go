@@ -244,8 +244,10 @@ func (c *Containerd) outdated(pr *process) string {
 
 // start runs a new containerd.
 func (c *Containerd) start() (*process, error) {
-	if err := writeFile(c.p.config, c.conf, 0o600); err != nil {
-		return nil, &fatalError{fmt.Errorf("containerd configuration: %w", err)}
+	if have, err := os.ReadFile(c.p.config); err != nil || !bytes.Equal(have, c.conf) { // a full disk must not keep it down
+		if err := writeFile(c.p.config, c.conf, 0o600); err != nil {
+			return nil, &fatalError{fmt.Errorf("containerd configuration: %w", err)}
+		}
 	}
 	if err := c.rotateLog(); err != nil {
 		return nil, &fatalError{fmt.Errorf("log of containerd: %w", err)}
@@ -411,8 +413,48 @@ func (c *Containerd) Shutdown(ctx context.Context) error {
 	return nil
 }
 
+// startTime is how long it is no error that containerd does not answer: it takes 0.1 s, and some more with many pods.
+const startTime = 2 * time.Second
+
+// Purge removes everything of containerd from the disk, images too. Containerd and all pods must have ended: see Shutdown.
+func (c *Containerd) Purge() error {
+	if pid, err := lockfile.Holder(c.p.lock); err != nil || pid != 0 {
+		return errors.Join(err, fmt.Errorf("containerd (process %d) still runs", pid))
+	}
+	if err := unmountBelow(c.p.dir); err != nil {
+		return fmt.Errorf("purge containerd: %w", err)
+	}
+	var errs []error
+	for _, d := range []string{c.p.dir, c.p.short} {
+		errs = append(errs, os.RemoveAll(d))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("purge containerd: %w", err)
+	}
+	return nil
+}
+
+// unmountBelow detaches what is mounted below dir in this mount namespace, last mounted first.
+func unmountBelow(dir string) error {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	lines := strings.Split(string(b), "\n")
+	var errs []error
+	for i := len(lines) - 1; i >= 0; i-- {
+		if f := strings.Fields(lines[i]); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
+			if err := unix.Unmount(f[4], unix.MNT_DETACH); err != nil {
+				errs = append(errs, fmt.Errorf("unmount %s: %w", f[4], err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // makeReady waits until containerd serves CRI, then imports what must be there.
 func (c *Containerd) makeReady(ctx context.Context) {
+	began := time.Now()
 	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		err := probe(ctx, c.p.address)
 		if err == nil {
@@ -423,7 +465,9 @@ func (c *Containerd) makeReady(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		c.update(func(s *State) { s.Err = err })
+		if time.Since(began) > startTime {
+			c.update(func(s *State) { s.Err = err })
+		}
 		select {
 		case <-ctx.Done():
 			return
