@@ -8,7 +8,7 @@ V := k8s.io/component-base/version
 LDFLAGS := -s -w -X $(V).gitVersion=$(VERSION) -X $(V).gitMajor=1 -X $(V).gitMinor=36 -X $(V).gitTreeState=clean
 # grpcnotrace: without it golang.org/x/net/trace links html/template, which keeps every exported method in the binary.
 TAGS := grpcnotrace
-GO := CGO_ENABLED=0 go build -trimpath -tags $(TAGS)
+GO := CGO_ENABLED=0 go build -tags $(TAGS)
 
 .PHONY: build demo demo-down test unit race e2e vet generate drift deps clean bench
 

@@ -12,6 +12,8 @@ import (
 
 	"github.com/alecthomas/kong"
 	"sigs.k8s.io/yaml"
+
+	"skein.io/skein/gossip/identity"
 )
 
 const defaultConfigFile = "/etc/skein/config.yaml"

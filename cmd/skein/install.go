@@ -13,11 +13,11 @@ import (
 
 // installCmd writes a systemd unit that runs this binary with the arguments after "--".
 type installCmd struct {
-	Args   []string `arg:"" optional:"" passthrough:"" help:"The command that the service runs: up [FLAGS] or join ADDRESS --token T [FLAGS] (default: up)."`
-	Bin    string   `help:"Where to put the executables." default:"/usr/local/bin"`
-	Unit   string   `help:"Unit file to write." default:"/etc/systemd/system/skein.service"`
-	NoNow  bool     `help:"Write the files, but do not start the service."`
-	Config string   `help:"File that keeps the token out of the unit (mode 0600)." default:"/etc/skein/service.env"`
+	Args    []string `arg:"" optional:"" passthrough:"" help:"The command that the service runs: up [FLAGS] or join ADDRESS --token T [FLAGS] (default: up)."`
+	Bin     string   `help:"Where to put the executables." default:"/usr/local/bin"`
+	Unit    string   `help:"Unit file to write." default:"/etc/systemd/system/skein.service"`
+	NoNow   bool     `help:"Write the files, but do not start the service."`
+	EnvFile string   `help:"File that keeps the token out of the unit (mode 0600)." default:"/etc/skein/service.env"`
 }
 
 const unitText = `# Written by 'skein install'.
@@ -68,7 +68,7 @@ func (i *installCmd) Run() error {
 	}
 	args, token := takeToken(args)
 	if token != "" {
-		if err := writeFile(i.Config, []byte("SKEIN_TOKEN="+token+"\n"), 0o600); err != nil {
+		if err := writeFile(i.EnvFile, []byte("SKEIN_TOKEN="+token+"\n"), 0o600); err != nil {
 			return fmt.Errorf("install: %w", err)
 		}
 	}
@@ -76,7 +76,7 @@ func (i *installCmd) Run() error {
 	for _, a := range args {
 		line += " " + systemdQuote(a)
 	}
-	if err := writeFile(i.Unit, fmt.Appendf(nil, unitText, i.Config, line), 0o644); err != nil {
+	if err := writeFile(i.Unit, fmt.Appendf(nil, unitText, i.EnvFile, line), 0o644); err != nil {
 		return fmt.Errorf("install: %w", err)
 	}
 	fmt.Println("wrote", i.Unit)

@@ -23,6 +23,7 @@ type nodeFlags struct {
 	Profile       string            `help:"Network profile of the failure detector: lan or edge." enum:"lan,edge" env:"SKEIN_PROFILE" default:"lan"`
 	CRIEndpoint   string            `name:"cri-endpoint" help:"Socket of a CRI runtime to use instead of the embedded containerd." env:"SKEIN_CRI_ENDPOINT"`
 	CgroupRoot    string            `help:"Cgroup, in every hierarchy, under which the node and its pods live." env:"SKEIN_CGROUP_ROOT" default:"/skein"`
+	ServiceCgroup string            `help:"Cgroup whose processes reach Services (default: the whole machine)." env:"SKEIN_SERVICE_CGROUP"`
 	Uplink        string            `help:"Network interface towards the other nodes (default: the one that has --address)." env:"SKEIN_UPLINK"`
 	PodCIDR       string            `name:"pod-cidr" help:"Pod addresses of the whole cluster (first node only)." env:"SKEIN_POD_CIDR" default:"10.244.0.0/16"`
 	ServiceCIDR   string            `name:"service-cidr" help:"Service addresses of the cluster (first node only)." env:"SKEIN_SERVICE_CIDR" default:"10.96.0.0/16"`
@@ -38,7 +39,7 @@ func (f *nodeFlags) config() (daemon.Config, error) {
 	}
 	c := daemon.Config{
 		Name: strings.ToLower(f.Name), StateDir: f.StateDir, Zone: f.Zone, Labels: f.Label, Voter: f.Voter, Profile: f.Profile,
-		CRIEndpoint: f.CRIEndpoint, CgroupRoot: f.CgroupRoot, Uplink: f.Uplink, ClusterDomain: f.ClusterDomain,
+		CRIEndpoint: f.CRIEndpoint, CgroupRoot: f.CgroupRoot, ServiceCgroup: f.ServiceCgroup, Uplink: f.Uplink, ClusterDomain: f.ClusterDomain,
 		EvictionGrace: f.EvictionGrace, Out: os.Stdout,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	}

@@ -20,7 +20,7 @@ type layer struct {
 }
 
 var layers = []layer{
-	{"cmd", []string{"node", "datapath/podnet"}, "a command is a thin shell over node; only the helper executable speaks CNI directly"},
+	{"cmd", []string{"node", "gossip/identity", "datapath/podnet"}, "a command is a thin shell over node; a node name is checked where it is read, and only the helper executable speaks CNI"},
 	{"node", []string{"gossip", "consensus", "datapath", "scheduler"}, "node is the composition layer: it sees all below it and nothing above"},
 	{"scheduler", nil, "placement and controllers are functions of Kubernetes objects; gossip verdicts reach them through an interface that they own"},
 	{"consensus", []string{"gossip/identity"}, "the store keeps opaque bytes; it may know who a peer is, not what a cluster does"},

@@ -1,0 +1,202 @@
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	clientv3kube "go.etcd.io/etcd/client/v3/kubernetes"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"skein.io/skein/consensus/host"
+	"skein.io/skein/gossip/health"
+	"skein.io/skein/gossip/membership"
+	"skein.io/skein/node/api"
+	"skein.io/skein/node/join"
+)
+
+// apiServer is the API that this node serves while it holds a replica of the store.
+type apiServer struct {
+	mu     sync.Mutex // guards the rest
+	server *api.Server
+	keys   clusterKeys
+	wake   chan struct{} // closed and replaced when server changes
+}
+
+// get returns the server that is ready, if there is one, and a channel that closes when that changes.
+func (a *apiServer) get() (*api.Server, clusterKeys, <-chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.wake == nil {
+		a.wake = make(chan struct{})
+	}
+	return a.server, a.keys, a.wake
+}
+
+func (a *apiServer) put(s *api.Server, k clusterKeys) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.server, a.keys = s, k
+	if a.wake != nil {
+		close(a.wake)
+	}
+	a.wake = make(chan struct{})
+}
+
+// runAPI serves the API whenever this node holds a replica of every shard that has caught up, and keeps the node's role in
+// its gossip tags true.
+func (n *node) runAPI(ctx context.Context) error {
+	changed, end := n.host.Subscribe()
+	defer end()
+	for {
+		n.announceRole()
+		if client, ok := n.host.Client(systemShard); ok && n.host.Ready(systemShard) {
+			if err := n.serveAPI(ctx, client, changed); err != nil && ctx.Err() == nil {
+				n.parts.set("api", err, "")
+				n.log.Warn("the API ended; it is started again", "err", err)
+				if !pause(ctx, time.Second) {
+					return nil
+				}
+			}
+			continue
+		}
+		n.parts.set("api", nil, "forwards to replicas")
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+// pause waits; false when ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+func (n *node) announceRole() {
+	role := string(host.RoleNone)
+	for _, s := range n.host.Status() {
+		if s.Shard == systemShard && s.Role != host.RoleStarting {
+			role = string(s.Role)
+		}
+		n.reportStore(s)
+	}
+	n.announce(map[string]string{membership.TagRole: role})
+}
+
+// reportStore says how the replica of a shard is.
+func (n *node) reportStore(s host.ShardStatus) {
+	part := "store/" + s.Shard
+	switch {
+	case s.Role == host.RoleNone:
+		n.parts.set(part, nil, "no replica here")
+	case !s.Ready && s.SinceContact > 5*time.Second:
+		n.parts.set(part, fmt.Errorf("no leader heard of for %s: a majority of the voters cannot be reached", s.SinceContact.Round(time.Second)), "")
+	case !s.Ready:
+		n.parts.set(part, nil, "catching up")
+	default:
+		n.parts.set(part, nil, fmt.Sprintf("%s, revision %d, %d kB", s.Role, s.Revision, s.SizeInUse>>10))
+	}
+}
+
+// serveAPI builds a server on the local replica and runs it until ctx or the replica ends.
+func (n *node) serveAPI(ctx context.Context, client *clientv3kube.Client, changed <-chan struct{}) error {
+	keys, err := n.clusterKeys(ctx, client)
+	if err != nil {
+		return err
+	}
+	var agentCert minted
+	cluster := n.id.Cluster
+	joins, err := n.joinHandler(keys, client.Client)
+	if err != nil {
+		return err
+	}
+	srv, err := api.New(ctx, api.Config{
+		NodeName: n.cfg.Name, AdvertiseIP: n.cfg.Address, AdvertisePort: apiPort,
+		Store:    func(schema.GroupResource) *clientv3kube.Client { return client },
+		ClientCA: keys.authority.CertPEM(), SAKey: keys.sa,
+		KubeletClientCert: func() (*tls.Certificate, error) { return agentCert.agentClientCert(keys.authority, time.Now()) },
+		ServiceCIDR:       cluster.ServiceCIDR, DNSServiceIP: cluster.DNS, EvictionGrace: n.cfg.EvictionGrace,
+		Replicas: n.replicaAddrs,
+		Extra:    map[string]http.Handler{"/skein/v1/": n.controlHandler()},
+		Public:   map[string]http.Handler{join.Path: joins},
+		Logger:   n.log.With("part", "api"),
+	})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Run(ctx) }()
+	began := time.Now()
+	for ready := srv.Ready(); ; {
+		select {
+		case <-ready:
+			ready = nil
+			n.log.Info("the API serves", "after", time.Since(began).Round(time.Millisecond))
+			n.parts.set("api", nil, "serves from the local replica")
+			n.api.put(srv, keys)
+			n.announce(map[string]string{membership.TagReady: "1"})
+			defer func() {
+				n.announce(map[string]string{membership.TagReady: ""})
+				n.api.put(nil, clusterKeys{})
+			}()
+		case err := <-ended:
+			if err == nil && ctx.Err() == nil {
+				err = errors.New("the server ended by itself")
+			}
+			return err
+		case <-changed:
+			n.announceRole()
+			if now, ok := n.host.Client(systemShard); !ok || now != client { // the replica is gone, or another one
+				cancel()
+			}
+		}
+	}
+}
+
+// clusterKeys reads the keys from the store. The founding node puts them there first.
+func (n *node) clusterKeys(ctx context.Context, client *clientv3kube.Client) (clusterKeys, error) {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	f := foundingFile(n.cfg.StateDir)
+	if k, pending, err := f.load(); err != nil {
+		return clusterKeys{}, err
+	} else if pending {
+		if err := f.finish(ctx, client.KV, k); err != nil {
+			return clusterKeys{}, err
+		}
+	}
+	return readKeys(ctx, client.KV)
+}
+
+// replicas are the members that serve the API now.
+func (n *node) replicas() (out []membership.Member) {
+	for _, m := range n.gossip.Members() {
+		if m.Verdict == health.Alive && m.Tags[membership.TagReady] == "1" {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+func (n *node) replicaAddrs() (out []netip.AddrPort) {
+	for _, m := range n.replicas() {
+		out = append(out, netip.AddrPortFrom(m.Addr, tagPort(m, membership.TagAPI, apiPort)))
+	}
+	return out
+}

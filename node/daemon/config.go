@@ -1,0 +1,154 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"skein.io/skein/gossip/identity"
+)
+
+// Config is what an operator may say about a node. The zero value of a field means its default.
+type Config struct {
+	// Name of the node, unique in the cluster: an RFC 1123 label. Default: the host name, lower-cased.
+	Name string
+	// StateDir keeps everything that survives a restart. Default /var/lib/skein.
+	StateDir string
+	// Address is the IPv4 address at which the other nodes reach this one. No default here: the command line finds one.
+	Address netip.Addr
+	// Zone is the failure zone, shown as topology.kubernetes.io/zone; voters and pods spread over zones. Default: none.
+	Zone string
+	// Labels are put onto the Node object.
+	Labels map[string]string
+	// Voter says whether the node may hold a vote: auto, never or prefer. Default auto.
+	Voter string
+	// Profile tunes the failure detector: lan (a dead node is known in 2-3 s) or edge (slow links). Default lan.
+	Profile string
+	// CRIEndpoint is the socket of a foreign CRI runtime. Default: the embedded containerd.
+	CRIEndpoint string
+	// CgroupRoot is the cgroup below which the node and its pods live, in every hierarchy. Default /skein.
+	CgroupRoot string
+	// ServiceCgroup is the cgroup (v2 path) whose processes reach Services. Default: all of the machine's; but with a CgroupRoot
+	// of one's own, as when several nodes share a machine, that.
+	ServiceCgroup string
+	// Uplink is the interface towards the other nodes. Default: the one that has Address.
+	Uplink string
+	// PodCIDR holds the pods' addresses of the whole cluster; a joiner takes the cluster's. Default 10.244.0.0/16.
+	PodCIDR netip.Prefix
+	// ServiceCIDR holds the Services' addresses; a joiner takes the cluster's. Default 10.96.0.0/16.
+	ServiceCIDR netip.Prefix
+	// ClusterDomain is the DNS domain; a joiner takes the cluster's. Default cluster.local.
+	ClusterDomain string
+	// EvictionGrace is how long pods stay bound to a dead node. Default 10 s.
+	EvictionGrace time.Duration
+	// Helper is the executable that is the runc shim and the CNI plugin. Default: skein-helper beside this executable.
+	Helper string
+	// Out gets what a person should read (the join line). Default: nowhere.
+	Out io.Writer
+	// Logger gets the log. Default: discarded.
+	Logger *slog.Logger
+}
+
+// Intent is how the node was started.
+type Intent struct {
+	// Join lists members to join through; empty means: make a cluster, or resume the one on disk.
+	Join []string
+	// Token is the join token's text.
+	Token string
+}
+
+const defaultCgroupRoot = "/skein"
+
+func (c *Config) setDefaults() {
+	def := func(p *string, v string) {
+		if *p == "" {
+			*p = v
+		}
+	}
+	def(&c.StateDir, "/var/lib/skein")
+	def(&c.Voter, "auto")
+	def(&c.Profile, "lan")
+	def(&c.CgroupRoot, defaultCgroupRoot)
+	def(&c.ClusterDomain, "cluster.local")
+	if c.ServiceCgroup == "" {
+		c.ServiceCgroup = "/"
+		if c.CgroupRoot != defaultCgroupRoot {
+			c.ServiceCgroup = c.CgroupRoot
+		}
+	}
+	if !c.PodCIDR.IsValid() {
+		c.PodCIDR = netip.MustParsePrefix("10.244.0.0/16")
+	}
+	if !c.ServiceCIDR.IsValid() {
+		c.ServiceCIDR = netip.MustParsePrefix("10.96.0.0/16")
+	}
+	if c.EvictionGrace == 0 {
+		c.EvictionGrace = 10 * time.Second
+	}
+	if c.Helper == "" {
+		if self, err := os.Executable(); err == nil {
+			c.Helper = filepath.Join(filepath.Dir(self), "skein-helper")
+		}
+	}
+	if c.Out == nil {
+		c.Out = io.Discard
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Validate reports every fault at once.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
+	if err := identity.ValidateName(c.Name); err != nil {
+		errs = append(errs, err)
+	}
+	if !c.Address.Is4() || c.Address.IsUnspecified() || c.Address.IsLoopback() || c.Address.IsMulticast() {
+		bad("address %q: want an IPv4 address of this machine that other nodes can reach", c.Address)
+	}
+	if !filepath.IsAbs(c.StateDir) {
+		bad("state directory %q: want an absolute path", c.StateDir)
+	}
+	if !filepath.IsAbs(c.CgroupRoot) || filepath.Clean(c.CgroupRoot) == "/" {
+		bad("cgroup root %q: want a path below the root cgroup, as /skein", c.CgroupRoot)
+	}
+	switch c.Voter {
+	case "auto", "never", "prefer":
+	default:
+		bad("voter %q: want auto, never or prefer", c.Voter)
+	}
+	switch c.Profile {
+	case "lan", "edge":
+	default:
+		bad("profile %q: want lan or edge", c.Profile)
+	}
+	for _, n := range []struct {
+		what string
+		p    netip.Prefix
+		min  int
+		max  int
+	}{{"pod CIDR", c.PodCIDR, 8, 23}, {"service CIDR", c.ServiceCIDR, 12, 24}} {
+		if !n.p.Addr().Is4() || n.p.Bits() < n.min || n.p.Bits() > n.max || n.p != n.p.Masked() {
+			bad("%s %s: want an IPv4 network of /%d to /%d", n.what, n.p, n.min, n.max)
+		}
+	}
+	if c.PodCIDR.Overlaps(c.ServiceCIDR) {
+		bad("pod CIDR %s and service CIDR %s overlap", c.PodCIDR, c.ServiceCIDR)
+	}
+	for _, p := range []netip.Prefix{c.PodCIDR, c.ServiceCIDR} {
+		if p.Contains(c.Address) {
+			bad("address %s lies inside %s, which the cluster gives to pods or Services: choose another network with --pod-cidr or --service-cidr", c.Address, p)
+		}
+	}
+	if c.EvictionGrace < 0 {
+		bad("eviction grace %s: want zero or more", c.EvictionGrace)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,216 @@
+// Package daemon is the composition root of a node: the only package that sees all the others. It enrols the node (founds
+// a cluster, joins one, or resumes), starts the parts in the order in which they need each other, connects them by small
+// adapters, and stops them in the reverse order.
+//
+// Contract: Run owns every goroutine that it starts and returns when all have ended. A part that cannot work at all ends
+// Run with an error that names it; a part that has a bad moment says so in its health (see Status) and goes on trying.
+// Order at start: preconditions of the machine, ports, identity, gossip, store, API front, container runtime, datapath, agent. Only
+// package cmd calls Run, once a process.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	sdnotify "github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"skein.io/skein/consensus/host"
+	"skein.io/skein/gossip/identity"
+	"skein.io/skein/gossip/membership"
+	"skein.io/skein/node/api/front"
+	"skein.io/skein/node/desired"
+)
+
+// The ports of every node.
+const (
+	apiPort    = 6443
+	gossipPort = membership.DefaultPort
+	raftPort   = 7947
+	agentPort  = 10250
+)
+
+// systemShard is the shard whose leader leads the cluster.
+const systemShard = "system"
+
+// dnsAddr is where every node's DNS server listens: a link-local address, so it means this node on each of them.
+var dnsAddr = netip.MustParseAddrPort("169.254.20.10:53")
+
+// node is one running node.
+type node struct {
+	cfg     Config
+	id      *identity.Identity
+	hostID  string
+	log     *slog.Logger
+	started time.Time
+	parts   parts
+
+	gossip  *membership.Membership
+	host    *host.Host
+	api     apiServer
+	front   *front.Front
+	desired *desired.Store
+	client  *kubernetes.Clientset
+	restCfg *rest.Config
+	runtime *runtime
+	net     *network
+	leaving chan struct{} // closed by leave
+	once    sync.Once     // guards leaving
+}
+
+// errLeft ends Run after `skein leave`.
+var errLeft = errors.New("this node has left the cluster")
+
+// Run starts the node and works until ctx ends.
+func Run(ctx context.Context, cfg Config, in Intent) error {
+	cfg.setDefaults()
+	if err := cfg.Validate(); err != nil {
+		return fmt.Errorf("this node cannot start:\n%w", err)
+	}
+	if err := preflight(cfg); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(cfg.StateDir, 0o755); err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	unlock, err := lockState(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	bridgeLogs(cfg.Logger)
+	n := &node{cfg: cfg, log: cfg.Logger.With("node", cfg.Name), started: time.Now(), leaving: make(chan struct{})}
+	if err := n.enrol(ctx, in); err != nil {
+		return err
+	}
+	err = n.run(ctx)
+	if errors.Is(err, errLeft) {
+		return n.forget()
+	}
+	return err
+}
+
+// run starts the parts and waits for all of them.
+func (n *node) run(ctx context.Context) (err error) {
+	g, ctx := errgroup.WithContext(ctx)
+	// What others stand on is closed by hand, after everything that stands on it has ended.
+	closers := []func(){}
+	defer func() {
+		for i := len(closers) - 1; i >= 0; i-- {
+			closers[i]()
+		}
+	}()
+	start := func(name string, f func(ctx context.Context) error) {
+		g.Go(func() error {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			return nil
+		})
+	}
+	fail := func(err error) error {
+		g.Go(func() error { return err })
+		return g.Wait()
+	}
+
+	if n.gossip, err = n.startGossip(); err != nil {
+		return err
+	}
+	closers = append(closers, func() { n.logIf("stop gossip", n.gossip.Shutdown()) })
+	if n.host, err = n.startHost(); err != nil {
+		return err
+	}
+	closers = append(closers, func() {
+		sctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		n.logIf("stop the store", n.host.Close(sctx))
+	})
+	if n.desired, err = desired.Open(filepath.Join(n.cfg.StateDir, "desired.db"), n.log); err != nil {
+		return err
+	}
+	closers = append(closers, func() { n.logIf("close the desired state", n.desired.Close()) })
+	if n.front, err = n.newFront(); err != nil {
+		return err
+	}
+	if n.restCfg, n.client, err = n.localClient(); err != nil {
+		return fail(err)
+	}
+	start("gossip", n.watchGossip)
+	start("API front", n.front.Run)
+	start("API", n.runAPI)
+	start("leadership", n.lead)
+	start("control socket", n.serveControl)
+	start("desired state", func(ctx context.Context) error { return n.desired.Run(ctx, n.client, n.cfg.Name) })
+	if n.runtime, err = n.newRuntime(); err != nil {
+		return fail(err)
+	}
+	if n.net, err = n.newNetwork(); err != nil {
+		return fail(err)
+	}
+	closers = append(closers, func() { n.logIf("close the datapath", n.net.Close()) })
+	start("container runtime", n.runtime.Run)
+	start("network", n.net.Run)
+	start("DNS", n.runDNS)
+	start("agent", n.runAgent)
+	start("welcome", n.welcome)
+	start("leave", func(ctx context.Context) error {
+		select {
+		case <-n.leaving:
+			return errLeft
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	return g.Wait()
+}
+
+// welcome tells whoever started the node that it works and how the next one joins.
+func (n *node) welcome(ctx context.Context) error {
+	if err := n.awaitReady(ctx); err != nil {
+		return nil // ended before it was ready
+	}
+	if _, err := sdnotify.SdNotify(false, sdnotify.SdNotifyReady); err != nil {
+		n.log.Warn("cannot tell systemd that the node is ready", "err", err)
+	}
+	fmt.Fprintf(n.cfg.Out, "node %s is ready after %s (API %s)\n", n.cfg.Name, time.Since(n.started).Round(10*time.Millisecond), serverURL(n.cfg.Address, apiPort))
+	if line, err := n.firstJoinLine(ctx); err != nil {
+		n.log.Warn("cannot make a join token", "err", err)
+	} else if line != "" {
+		fmt.Fprintf(n.cfg.Out, "\njoin another node with:\n\n  %s\n\n", line)
+	} else {
+		fmt.Fprintln(n.cfg.Out, "join another node with the line that 'skein token create' prints")
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// awaitReady waits until this node's Node object is Ready.
+func (n *node) awaitReady(ctx context.Context) error {
+	changed, end := n.desired.Subscribe(desired.Nodes)
+	defer end()
+	for {
+		if nodeReady(n.desired.Node(n.cfg.Name)) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+func (n *node) logIf(what string, err error) {
+	if err != nil {
+		n.log.Warn("cannot "+what, "err", err)
+	}
+}

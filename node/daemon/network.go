@@ -1,0 +1,251 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"skein.io/skein/datapath/loader"
+	"skein.io/skein/datapath/podnet"
+	"skein.io/skein/datapath/service"
+	"skein.io/skein/gossip/health"
+	"skein.io/skein/gossip/membership"
+	"skein.io/skein/node/cri"
+	"skein.io/skein/node/desired"
+)
+
+const (
+	// panicThreshold is the share of dead nodes above which no endpoint is removed: this node may be the one that is cut off.
+	panicThreshold = 0.5
+	// networkRetry is the wait after something could not be applied.
+	networkRetry = 2 * time.Second
+	// networkResync is how often everything is compared though nothing changed: somebody else may have changed the kernel's tables.
+	networkResync = time.Minute
+)
+
+// network keeps the datapath as the desired state and gossip say. One goroutine, Run's, does all the work.
+type network struct {
+	n      *node
+	log    *slog.Logger
+	loader *loader.Loader
+
+	mu    sync.Mutex // guards ready
+	ready error      // nil once pods can get a network
+
+	pods *podnet.Net // nil until this node has a pod CIDR
+	cidr netip.Prefix
+}
+
+var errNoPodCIDR = errors.New("the leader has not assigned a pod CIDR to this node yet")
+
+// newNetwork attaches the eBPF programs; what they did for an earlier daemon goes on.
+func (n *node) newNetwork() (*network, error) {
+	mount, err := loader.Cgroup2Mount()
+	if err != nil {
+		return nil, err
+	}
+	uplink := n.cfg.Uplink
+	if uplink == "" {
+		if uplink, err = deviceOf(n.cfg.Address); err != nil {
+			return nil, err
+		}
+	}
+	log := n.log.With("part", "network")
+	l, err := loader.Open(loader.Config{
+		Dir: filepath.Join(n.cfg.StateDir, "bpf"), CgroupPath: filepath.Join(mount, n.cfg.ServiceCgroup), Uplink: uplink,
+		Node: service.Node{Name: n.cfg.Name, Addrs: []netip.Addr{n.cfg.Address}}, Logger: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &network{n: n, log: log, loader: l, ready: errNoPodCIDR}, nil
+}
+
+// Close leaves programs and tables at work.
+func (w *network) Close() error { return w.loader.Close() }
+
+// Ready tells whether pods can get a network, else why not.
+func (w *network) Ready() (bool, string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ready != nil {
+		return false, w.ready.Error()
+	}
+	return true, ""
+}
+
+func (w *network) setReady(err error) {
+	w.mu.Lock()
+	w.ready = err
+	w.mu.Unlock()
+}
+
+// Run applies changes until ctx ends.
+func (w *network) Run(ctx context.Context) error {
+	objects, end := w.n.desired.Subscribe(desired.Services, desired.EndpointSlices, desired.Nodes)
+	defer end()
+	members, endMembers := w.n.gossip.Subscribe()
+	defer endMembers()
+	for {
+		again := networkResync
+		services, err := w.applyServices()
+		err = errors.Join(err, w.applyPeers())
+		if err != nil {
+			again = networkRetry
+			w.log.Warn("the network is not as it should be; trying again", "err", err)
+		}
+		w.n.parts.set("network", err, services)
+		timer := time.NewTimer(again)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-objects:
+		case <-members:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// applyServices balances what the desired state lists, without the endpoints on nodes that gossip holds for dead.
+func (w *network) applyServices() (string, error) {
+	if !w.n.desired.Synced(desired.Services, desired.EndpointSlices) {
+		return "waiting for the first list of Services", nil // what the tables hold stays
+	}
+	all := translate(w.n.desired.Services(), w.n.desired.EndpointSlices(),
+		local{api: netip.AddrPortFrom(w.n.cfg.Address, apiPort), dns: dnsAddr})
+	dead, total := deadNodes(w.n.gossip.Members())
+	live, report := service.Filter(all, dead, total, panicThreshold)
+	if report.Reason != "" {
+		w.log.Info("endpoints follow gossip", "why", report.Reason)
+	}
+	if err := w.loader.ApplyServices(live); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%d Service ports, %d endpoints withheld", len(live), report.Removed), nil
+}
+
+// deadNodes lists the nodes that this node's gossip holds for dead. A node that left is not counted: its pods are gone or
+// going, and the API knows.
+func deadNodes(ms []membership.Member) (dead map[string]bool, total int) {
+	dead = map[string]bool{}
+	for _, m := range ms {
+		switch m.Verdict {
+		case health.Left:
+			continue
+		case health.Dead:
+			dead[m.Name] = true
+		}
+		total++
+	}
+	return dead, total
+}
+
+// applyPeers keeps the routes to the pods of the other nodes, and this node's CNI configuration.
+func (w *network) applyPeers() error {
+	nodes := w.n.desired.Nodes()
+	own := w.n.desired.Node(w.n.cfg.Name)
+	cidr, ok := podCIDR(own)
+	if !ok {
+		w.setReady(errNoPodCIDR)
+		return nil
+	}
+	if w.pods == nil || cidr != w.cidr {
+		p, err := podnet.New(podnet.Config{NodeIP: w.n.cfg.Address, PodCIDR: cidr, ClusterCIDR: w.n.id.Cluster.PodCIDR, DNS: dnsAddr.Addr(), Logger: w.log})
+		if err == nil {
+			err = p.Setup()
+		}
+		if err != nil {
+			w.setReady(err)
+			return err
+		}
+		w.pods, w.cidr = p, cidr
+	}
+	peers := peersOf(nodes, w.n.cfg.Name)
+	state, err := w.pods.Apply(peers)
+	if err != nil {
+		w.setReady(err)
+		return err
+	}
+	net := loader.Network{PodCIDR: cidr, NoMasquerade: []netip.Prefix{w.n.id.Cluster.PodCIDR}}
+	for _, d := range state.Direct {
+		net.NoMasquerade = append(net.NoMasquerade, netip.PrefixFrom(d, 32))
+	}
+	if state.Overlay.IsValid() {
+		net.Devices = append(net.Devices, loader.Device{Name: podnet.OverlayDevice, Addr: state.Overlay})
+	}
+	err = w.loader.ApplyNetwork(net)
+	if err == nil && w.n.runtime.child != nil {
+		err = w.writeCNI(cidr, state.MTU)
+	}
+	w.setReady(err)
+	return err
+}
+
+// writeCNI tells the runtime how pods get their links.
+func (w *network) writeCNI(cidr netip.Prefix, mtu int) error {
+	data := filepath.Join(w.n.cfg.StateDir, "cni")
+	if err := os.MkdirAll(data, 0o711); err != nil {
+		return fmt.Errorf("CNI addresses: %w", err)
+	}
+	// Two nodes on one machine must not meet in libcni's cache, whose path is fixed: the name carries the node.
+	conf, err := podnet.Conflist("skein-"+w.n.cfg.Name, filepath.Base(w.n.cfg.Helper), data, cidr, w.n.cfg.Address, mtu)
+	if err != nil {
+		return fmt.Errorf("CNI configuration: %w", err)
+	}
+	return cri.WriteCNI(w.n.runtime.child.CNIDir(), conf)
+}
+
+// podCIDR is the range that the leader gave a node.
+func podCIDR(n *corev1.Node) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	p, err := netip.ParsePrefix(n.Spec.PodCIDR)
+	return p, err == nil && p.Addr().Is4()
+}
+
+// peersOf lists the other nodes that have pods, in the order of their names.
+func peersOf(nodes []*corev1.Node, self string) (peers []podnet.Peer) {
+	for _, o := range nodes {
+		cidr, ok := podCIDR(o)
+		ip := internalIP(o)
+		if !ok || !ip.IsValid() || o.Name == self {
+			continue
+		}
+		peers = append(peers, podnet.Peer{Node: o.Name, IP: ip, PodCIDR: cidr})
+	}
+	slices.SortFunc(peers, func(a, b podnet.Peer) int { return a.IP.Compare(b.IP) })
+	return peers
+}
+
+func internalIP(n *corev1.Node) netip.Addr {
+	for _, a := range n.Status.Addresses {
+		if ip, err := netip.ParseAddr(a.Address); a.Type == corev1.NodeInternalIP && err == nil && ip.Is4() {
+			return ip
+		}
+	}
+	return netip.Addr{}
+}
+
+func nodeReady(n *corev1.Node) bool {
+	if n == nil {
+		return false
+	}
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}

@@ -1,0 +1,143 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/go-logr/logr"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"skein.io/skein/datapath/loader"
+)
+
+// preflight checks what the machine must offer, before anything is written. It reports everything that is missing at once.
+func preflight(cfg Config) error {
+	if os.Geteuid() != 0 {
+		return errors.New("a Skein node needs root: it runs containers, loads eBPF and makes network links (try: sudo skein ...)")
+	}
+	var errs []error
+	if _, err := loader.Cgroup2Mount(); err != nil {
+		errs = append(errs, fmt.Errorf("eBPF Services need a cgroup v2 hierarchy: %w", err))
+	}
+	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err != nil {
+		errs = append(errs, errors.New("this kernel has no BTF (/sys/kernel/btf/vmlinux): Skein's eBPF programs need a kernel 6.6 or later built with CONFIG_DEBUG_INFO_BTF, as Debian's and Ubuntu's are"))
+	}
+	if _, err := os.Stat(cfg.Helper); cfg.CRIEndpoint == "" && err != nil {
+		errs = append(errs, fmt.Errorf("the helper executable is missing: %w (it is installed beside skein)", err))
+	}
+	if !hasAddress(cfg.Address) {
+		errs = append(errs, fmt.Errorf("%s is not an address of this machine: choose one of those that 'ip -brief address' shows with --address", cfg.Address))
+	} else {
+		errs = append(errs, portsFree(cfg.Address))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("this machine cannot run a node:\n%w", err)
+	}
+	return nil
+}
+
+func hasAddress(a netip.Addr) bool {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return true // the listeners will say what is wrong
+	}
+	for _, x := range all {
+		if p, err := netip.ParsePrefix(x.String()); err == nil && p.Addr() == a {
+			return true
+		}
+	}
+	return false
+}
+
+// portsFree says which of the node's ports another program holds.
+func portsFree(a netip.Addr) error {
+	var errs []error
+	for _, p := range []struct {
+		port uint16
+		what string
+	}{{apiPort, "API"}, {gossipPort, "gossip"}, {raftPort, "Raft"}, {agentPort, "agent"}} {
+		l, err := net.Listen("tcp", netip.AddrPortFrom(a, p.port).String())
+		if err == nil {
+			l.Close()
+			continue
+		}
+		if errors.Is(err, syscall.EADDRINUSE) {
+			err = fmt.Errorf("port %d (%s) of %s is taken by another program: stop it ('ss -ltnp sport = :%d' names it)", p.port, p.what, a, p.port)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// errBusy says that another daemon uses the state directory.
+var errBusy = errors.New("another skein uses this state directory")
+
+// lockState makes sure that one daemon at a time uses the state directory.
+func lockState(dir string) (unlock func(), err error) {
+	path := filepath.Join(dir, "lock")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		pid, _ := os.ReadFile(path)
+		f.Close()
+		return nil, fmt.Errorf("%s: %w (process %s)", dir, errBusy, strings.TrimSpace(string(pid)))
+	}
+	if err := errors.Join(f.Truncate(0), writeAt(f, fmt.Sprintln(os.Getpid()))); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("state directory: %w", diskFull(err))
+	}
+	return func() { f.Close() }, nil
+}
+
+func writeAt(f *os.File, s string) error {
+	_, err := f.WriteAt([]byte(s), 0)
+	return err
+}
+
+// diskFull says what to do about a full disk.
+func diskFull(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("the disk is full; free some space and start the node again: %w", err)
+	}
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
+		return fmt.Errorf("the state directory cannot be written: %w", err)
+	}
+	return err
+}
+
+// bridgeLogs sends what upstream's libraries log through klog to our log, one level quieter than they call it.
+func bridgeLogs(l *slog.Logger) {
+	klog.SetLoggerWithOptions(logr.FromSlogHandler(quieter{l.Handler()}), klog.ContextualLogger(true))
+}
+
+// quieter lowers informational records to debug: upstream's chatter is not the operator's.
+type quieter struct{ slog.Handler }
+
+func (q quieter) Enabled(ctx context.Context, l slog.Level) bool {
+	if l < slog.LevelWarn {
+		l -= 4
+	}
+	return q.Handler.Enabled(ctx, l)
+}
+
+func (q quieter) Handle(ctx context.Context, r slog.Record) error {
+	if r.Level < slog.LevelWarn {
+		r.Level -= 4
+	}
+	return q.Handler.Handle(ctx, r)
+}
+
+func (q quieter) WithAttrs(a []slog.Attr) slog.Handler { return quieter{q.Handler.WithAttrs(a)} }
+func (q quieter) WithGroup(s string) slog.Handler      { return quieter{q.Handler.WithGroup(s)} }
