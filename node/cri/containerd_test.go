@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,6 +18,7 @@ import (
 
 	"skein.io/skein/datapath/podnet"
 	"skein.io/skein/node/cri"
+	"skein.io/skein/node/cri/cgroup"
 	"skein.io/skein/node/cri/image"
 )
 
@@ -209,4 +211,128 @@ func TestSecondOnTheSameDirectory(t *testing.T) {
 	if _, err := rt.Status(context.Background(), false); err != nil {
 		t.Errorf("the first one was disturbed: %v", err)
 	}
+}
+
+// TestPowerCut kills everything at once, takes away what a reboot would, and starts again on the same disk.
+func TestPowerCut(t *testing.T) {
+	cfg := newConfig(t)
+	c, stop := start(t, cfg)
+	ready(t, c)
+	importWork(t, c)
+	rt := dial(t, c)
+	var pods []*pod
+	for _, name := range []string{"a", "b", "c"} {
+		pods = append(pods, runPod(t, rt, cfg, name, "exit", "0"))
+	}
+	stop()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := removeCgroup(ctx, cfg.CgroupRoot); err != nil {
+		t.Fatal(err)
+	}
+	if err := unmountBelow(cfg.Dir); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	c, _ = start(t, cfg)
+	ready(t, c)
+	t.Logf("ready after a power cut with 3 pods: %v", time.Since(began).Round(time.Millisecond))
+	rt = redial(t, c)
+	sbs, err := rt.ListPodSandbox(ctx, nil)
+	if err != nil || len(sbs) != len(pods) {
+		t.Fatalf("sandboxes %v, %v", sbs, err)
+	}
+	for _, sb := range sbs {
+		if sb.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+			t.Errorf("sandbox %s: %v", sb.Metadata.Name, sb.State)
+		}
+	}
+	for _, p := range pods {
+		if st := p.status(t, rt); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.ExitCode == 0 {
+			t.Errorf("%s: %v, exit code %d; nobody knows how it ended, so not with 0", p.cfg.Metadata.Name, st.State, st.ExitCode)
+		}
+		p.remove(t, rt)
+	}
+	again := runPod(t, rt, cfg, "d", "exit", "5")
+	again.fire(t)
+	waitFor(t, "a new container to end", func() bool { return again.status(t, rt).State == runtimeapi.ContainerState_CONTAINER_EXITED })
+	if st := again.status(t, rt); st.ExitCode != 5 {
+		t.Errorf("exit code %d", st.ExitCode)
+	}
+	again.remove(t, rt)
+}
+
+func TestPurge(t *testing.T) {
+	cfg := newConfig(t)
+	cfg.Dir = filepath.Join(cfg.Dir, strings.Repeat("long", 20)) // so that sockets lie elsewhere
+	c, stop := start(t, cfg)
+	ready(t, c)
+	if err := c.Purge(); err == nil {
+		t.Fatal("purged while it runs")
+	}
+	stop()
+	if err := c.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Purge(); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{cfg.Dir, filepath.Dir(strings.TrimPrefix(c.Endpoint(), "unix://"))} {
+		if _, err := os.Stat(p); err == nil {
+			t.Errorf("%s is still there", p)
+		}
+	}
+}
+
+// TestMemory prints what the node's own processes cost, and holds them to a bound.
+func TestMemory(t *testing.T) {
+	cfg := newConfig(t)
+	c, _ := start(t, cfg)
+	ready(t, c)
+	importWork(t, c)
+	rt := dial(t, c)
+	rss, anon := memory(t, pidOf(t, c))
+	t.Logf("containerd without pods: %d MB resident, %d MB of it anonymous", rss, anon)
+	if anon > 40 {
+		t.Errorf("containerd takes %d MB", anon)
+	}
+	var times []time.Duration
+	for _, name := range []string{"a", "b", "c", "d", "e"} {
+		began := time.Now()
+		p := runPod(t, rt, cfg, name, "exit", "0")
+		times = append(times, time.Since(began).Round(time.Millisecond))
+		defer p.remove(t, rt)
+	}
+	t.Logf("pod starts: %v", times)
+	rss, anon = memory(t, pidOf(t, c))
+	t.Logf("containerd with 5 pods: %d MB resident, %d MB anonymous", rss, anon)
+	shims, err := cgroup.Pids(cri.NewCgroups(cfg.CgroupRoot).Shims)
+	if err != nil || len(shims) != 5 {
+		t.Fatalf("shims %v, %v", shims, err)
+	}
+	rss, anon = memory(t, shims[0])
+	t.Logf("a shim: %d MB resident, %d MB anonymous", rss, anon)
+}
+
+// memory of a process, in MB.
+func memory(t *testing.T, pid int) (rss, anon int) {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range strings.Split(string(b), "\n") {
+		f := strings.Fields(l)
+		if len(f) < 2 {
+			continue
+		}
+		n, _ := strconv.Atoi(f[1])
+		switch f[0] {
+		case "VmRSS:":
+			rss = n / 1000
+		case "RssAnon:":
+			anon = n / 1000
+		}
+	}
+	return rss, anon
 }
