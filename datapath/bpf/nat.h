@@ -117,7 +117,7 @@ static __always_inline int parse(struct __sk_buff *skb, __u32 l2, struct pkt *p,
 }
 
 // alive says whether a flow may still be in use; its entry and its port belong to others when it is not. Between the
-// kernel's defaults (nf_conntrack) and the little that 65,536 flows allow; a flow that is used again is simply kept.
+// kernel's defaults (nf_conntrack) and the little that the table's size allows; a flow that is used again is simply kept.
 static __always_inline int alive(struct ct_val *e, __u8 proto, __u64 now)
 {
 	__u64 idle = now - e->last;

@@ -27,7 +27,7 @@ type Config struct {
 	SNATPorts    [2]uint16    // first and last source port for rewritten flows; default 61000-65535 (above Linux' own range)
 	MaxFrontends int          // entries; default 32768
 	MaxBackends  int          // entries; default 131072
-	MaxFlows     int          // entries per direction, least recently used go first; default 65536 (about 6 MB each)
+	MaxFlows     int          // entries per direction, least recently used go first; default 32768 (3.3 MB each)
 	Logger       *slog.Logger // nil = discard
 }
 
@@ -35,7 +35,7 @@ func (c *Config) setDefaults() {
 	if c.SNATPorts == [2]uint16{} {
 		c.SNATPorts = [2]uint16{61000, 65535}
 	}
-	for p, d := range map[*int]int{&c.MaxFrontends: 32768, &c.MaxBackends: 131072, &c.MaxFlows: 65536} {
+	for p, d := range map[*int]int{&c.MaxFrontends: 32768, &c.MaxBackends: 131072, &c.MaxFlows: 32768} {
 		if *p == 0 {
 			*p = d
 		}

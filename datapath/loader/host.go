@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -63,6 +64,11 @@ func checkHost(cfg Config) error {
 	}
 	if st.Type != unix.CGROUP2_SUPER_MAGIC {
 		return fmt.Errorf("%w: %s", ErrNoCgroup, cfg.CgroupPath)
+	}
+	if cfg.Uplink != "" {
+		if _, err := net.InterfaceByName(cfg.Uplink); err != nil {
+			return fmt.Errorf("%w: %s: %w", ErrNoDevice, cfg.Uplink, err)
+		}
 	}
 	return nil
 }

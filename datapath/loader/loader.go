@@ -44,6 +44,13 @@ func Open(cfg Config) (_ *Loader, err error) {
 	if err := mountBPF(cfg.Dir); err != nil {
 		return nil, err
 	}
+	if pins, listErr := os.ReadDir(filepath.Join(cfg.Dir, linksName)); errors.Is(listErr, fs.ErrNotExist) || listErr == nil && len(pins) == 0 {
+		defer func() {
+			if err != nil { // nothing was attached before, so nothing stays half attached
+				err = errors.Join(err, Detach(cfg.Dir))
+			}
+		}()
+	}
 	spec, err := bpf.LoadSkein()
 	if err != nil {
 		return nil, fmt.Errorf("datapath: read the embedded programs: %w", err)

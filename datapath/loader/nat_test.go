@@ -88,6 +88,32 @@ func TestNodePort(t *testing.T) {
 	})
 }
 
+// TestChecksums: the same ways with checksums that somebody looks at, and UDP that has none.
+func TestChecksums(t *testing.T) {
+	a, b, outside := twoNodes(t)
+	pod, b1 := a.pod("web1")
+	pod2, b2 := b.pod("web2")
+	a.apply(nodePort(service.TCP, 30080, b1, b2), nodePort(service.UDP, 30080, b1, b2))
+	testnet.Serve(outside, netip.MustParseAddrPort("10.99.0.100:9000"), "outside")
+	for _, ns := range []*testnet.NS{a.NS, b.NS, outside, pod, pod2} {
+		ns.NoOffload()
+	}
+	client, inPod := testnet.NewProbe(outside, ""), testnet.NewProbe(pod, a.cgroup)
+	for range 10 {
+		for _, network := range []string{"tcp4", "udp4"} {
+			client.Ask(network, "10.99.0.1:30080")
+			inPod.Ask(network, "10.99.0.100:9000")
+		}
+		for p, to := range map[*testnet.Probe]string{client: "10.99.0.1:30080", inPod: "10.99.0.100:9000"} {
+			r := p.Do(testnet.Request{Op: "sendto", Network: "udp4", Addr: to, Msg: "x", NoCheck: true})
+			if r.Err != "" || r.Remote[0] != to {
+				t.Errorf("UDP without checksum to %s: %+v", to, r)
+			}
+		}
+	}
+	pod.Do(func() error { return ping("10.99.0.100") })
+}
+
 // TestNodePortLocally: clients on the node use the node's address or 127.0.0.1; in a pod 127.0.0.1 is the pod.
 func TestNodePortLocally(t *testing.T) {
 	a, b, _ := twoNodes(t)

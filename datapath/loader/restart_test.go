@@ -213,7 +213,7 @@ func TestUpdatesUnderLoad(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	a.apply(clusterIP("default/web:http", vip, service.TCP, all[0]))
 	var end atomic.Bool
-	var asked int
+	var asked atomic.Int32
 	var wg sync.WaitGroup
 	p := testnet.NewProbe(pod, a.cgroup)
 	wg.Go(func() {
@@ -222,11 +222,11 @@ func TestUpdatesUnderLoad(t *testing.T) {
 			if r.Err != "" {
 				t.Error(r.Err)
 			}
-			asked++
+			asked.Add(1)
 		}
 	})
 	var have service.Entries
-	for i := 0; i < 500 || asked < 300 && i < 20000; i++ {
+	for i := 0; i < 500 || asked.Load() < 300 && i < 20000; i++ {
 		var some []service.Backend
 		for _, j := range rnd.Perm(len(all))[:1+rnd.IntN(len(all))] {
 			some = append(some, all[j])
@@ -236,7 +236,7 @@ func TestUpdatesUnderLoad(t *testing.T) {
 	}
 	end.Store(true)
 	wg.Wait()
-	t.Logf("%d connects", asked)
+	t.Logf("%d connects", asked.Load())
 	real, err := a.l.readBack()
 	if err != nil {
 		t.Fatal(err)

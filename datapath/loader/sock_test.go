@@ -80,6 +80,28 @@ func TestHairpin(t *testing.T) {
 	}
 }
 
+// TestNodeServices: pods reach what every node offers itself: DNS at its link-local address, the API at its own one.
+func TestNodeServices(t *testing.T) {
+	a, _, _ := twoNodes(t)
+	pod, _ := a.pod("client")
+	testnet.Serve(a.NS, mustAddrPort("169.254.20.10:53"), "dns")
+	testnet.Serve(a.NS, mustAddrPort("10.99.0.1:6443"), "api")
+	const dns, api = "10.96.0.10:53", "10.96.0.1:443"
+	at := func(s string) service.Backend { return service.Backend{Addr: mustAddrPort(s), Node: a.Name} }
+	a.apply(clusterIP("kube-system/kube-dns:udp", dns, service.UDP, at("169.254.20.10:53")),
+		clusterIP("kube-system/kube-dns:tcp", dns, service.TCP, at("169.254.20.10:53")),
+		clusterIP("default/kubernetes:https", api, service.TCP, at("10.99.0.1:6443")))
+	for _, ns := range []*testnet.NS{pod, a.NS} {
+		p := testnet.NewProbe(ns, a.cgroup)
+		for _, c := range []struct{ op, network, addr, who string }{{"ask", "udp4", dns, "dns"}, {"sendto", "udp4", dns, "dns"}, {"sendto", "udp", dns, "dns"}, {"ask", "tcp4", dns, "dns"}, {"ask", "tcp4", api, "api"}} {
+			r := p.Do(testnet.Request{Op: c.op, Network: c.network, Addr: c.addr, Msg: "x"})
+			if r.Err != "" || who(r) != c.who || r.Remote[0] != c.addr {
+				t.Errorf("%s: %+v: %+v", ns.Name, c, r)
+			}
+		}
+	}
+}
+
 func TestNoBackend(t *testing.T) {
 	a, _, _ := twoNodes(t)
 	a.apply(clusterIP("default/none:http", vip, service.TCP), clusterIP("default/none:udp", vip, service.UDP))

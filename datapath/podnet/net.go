@@ -386,15 +386,47 @@ func replaceAddr(l netlink.Link, addr netip.Addr) error {
 
 // addNeighbours tells the device, for each peer, which MAC its overlay address has and which node that MAC is behind.
 func addNeighbours(vx netlink.Link, tunnels []way) error {
+	have, err := permanent(vx)
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	for _, e := range have {
+		known[neighKey(e)] = true
+	}
 	var errs []error
 	for _, w := range tunnels {
 		for _, e := range neighbours(vx, w) {
+			if known[neighKey(e)] {
+				continue
+			}
 			if err := netlink.NeighSet(&e); err != nil {
 				errs = append(errs, fmt.Errorf("podnet: neighbour %s behind %s: %w", e.HardwareAddr, w.peer, err))
 			}
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func neighKey(e netlink.Neigh) string {
+	return fmt.Sprint(e.Family, e.IP, e.HardwareAddr)
+}
+
+// permanent lists the entries of the device that somebody set.
+func permanent(vx netlink.Link) (out []netlink.Neigh, err error) {
+	for _, family := range []int{unix.AF_BRIDGE, unix.AF_INET} {
+		have, err := netlink.NeighList(vx.Attrs().Index, family)
+		if err != nil {
+			return nil, fmt.Errorf("podnet: neighbours of %s: %w", OverlayDevice, err)
+		}
+		for _, e := range have {
+			if e.State&netlink.NUD_PERMANENT != 0 {
+				e.Family = family
+				out = append(out, e)
+			}
+		}
+	}
+	return out, nil
 }
 
 func neighbours(vx netlink.Link, w way) []netlink.Neigh {
@@ -407,26 +439,22 @@ func neighbours(vx netlink.Link, w way) []netlink.Neigh {
 
 func dropNeighbours(vx netlink.Link, tunnels []way) error {
 	keep := map[string]bool{}
-	key := func(e netlink.Neigh) string { return e.IP.String() + e.HardwareAddr.String() }
 	for _, w := range tunnels {
 		for _, e := range neighbours(vx, w) {
-			keep[key(e)] = true
+			keep[neighKey(e)] = true
 		}
 	}
+	have, err := permanent(vx)
+	if err != nil {
+		return err
+	}
 	var errs []error
-	for _, family := range []int{unix.AF_BRIDGE, unix.AF_INET} {
-		have, err := netlink.NeighList(vx.Attrs().Index, family)
-		if err != nil {
-			return fmt.Errorf("podnet: neighbours of %s: %w", OverlayDevice, err)
+	for _, e := range have {
+		if keep[neighKey(e)] {
+			continue
 		}
-		for _, e := range have {
-			if e.State&netlink.NUD_PERMANENT == 0 || keep[key(e)] {
-				continue
-			}
-			e.Family = family
-			if err := netlink.NeighDel(&e); err != nil && !errors.Is(err, unix.ENOENT) {
-				errs = append(errs, fmt.Errorf("podnet: delete neighbour %s: %w", e.IP, err))
-			}
+		if err := netlink.NeighDel(&e); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("podnet: delete neighbour %s: %w", e.IP, err))
 		}
 	}
 	return errors.Join(errs...)

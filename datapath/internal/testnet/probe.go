@@ -29,6 +29,7 @@ import (
 type Request struct {
 	Op, Network, Addr, Msg, ID, Local string
 	N                                 int
+	NoCheck                           bool          // sendto: UDP without checksums
 	Timeout                           time.Duration // default 2 s
 }
 
@@ -225,6 +226,15 @@ func sendTo(r Request, out *Reply) error {
 		return err
 	}
 	defer u.Close()
+	if r.NoCheck {
+		rc, err := u.(*net.UDPConn).SyscallConn()
+		if err != nil {
+			return err
+		}
+		if err := rc.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_NO_CHECK, 1) }); err != nil {
+			return err
+		}
+	}
 	buf := make([]byte, 64<<10)
 	for range max(1, r.N) {
 		_ = u.SetDeadline(time.Now().Add(r.Timeout))

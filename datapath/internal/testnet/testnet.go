@@ -19,6 +19,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -185,6 +186,39 @@ func (ns *NS) up(name, addr string) {
 			}
 		}
 		return netlink.LinkSetUp(l)
+	})
+}
+
+// NoOffload makes every device of the namespace compute checksums and segments itself. Virtual links otherwise pass packets on
+// with their checksums undone, and a wrong one would never be noticed.
+func (ns *NS) NoOffload() {
+	ns.t.Helper()
+	ns.Do(func() error {
+		links, err := netlink.LinkList()
+		if err != nil {
+			return err
+		}
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		for _, l := range links {
+			if l.Type() != "veth" {
+				continue
+			}
+			v := struct{ cmd, data uint32 }{unix.ETHTOOL_STXCSUM, 0}
+			req := struct {
+				name [unix.IFNAMSIZ]byte
+				data unsafe.Pointer
+				pad  [16]byte
+			}{data: unsafe.Pointer(&v)}
+			copy(req.name[:], l.Attrs().Name)
+			if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req))); e != 0 {
+				return fmt.Errorf("checksum offload of %s: %w", l.Attrs().Name, e)
+			}
+		}
+		return nil
 	})
 }
 
