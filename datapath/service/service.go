@@ -31,7 +31,8 @@ func (p Proto) String() string {
 	return fmt.Sprintf("protocol %d", uint8(p))
 }
 
-// Service is one port of one Kubernetes Service (or one hostPort): addresses that clients use, and who answers.
+// Service is one port of one Kubernetes Service: addresses that clients use, and who answers. A pod's hostPort is a Service
+// on the pod's node with that NodePort and the pod as the only back end (or, with a hostIP, one external front end).
 type Service struct {
 	Name          string        // unique, for messages and for a stable order: namespace/name:port
 	Proto         Proto         // TCP or UDP
@@ -41,7 +42,6 @@ type Service struct {
 	Affinity      time.Duration // one client stays with one back end while it connects at least this often; 0 = off
 	InternalLocal bool          // clients of internal front ends get back ends of their own node only
 	ExternalLocal bool          // clients of NodePort and external front ends likewise (and keep their source address)
-
 }
 
 // Frontend is one address of a Service.
