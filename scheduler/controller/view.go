@@ -36,6 +36,10 @@ const (
 	// IndexNode finds pods by the name of the node that they are bound to; ""
 	// finds those that are not bound.
 	IndexNode = "skein/node"
+	// IndexEnded finds, under KeyEnded, the pods that have succeeded or failed.
+	IndexEnded = "skein/ended"
+	// KeyEnded is the only key of IndexEnded.
+	KeyEnded = "ended"
 )
 
 // OrphanKey is the key in IndexController of a namespace's objects that have no controller.
@@ -55,6 +59,8 @@ func EnsureIndexes(informer cache.SharedIndexInformer, names ...string) error {
 			add[name] = indexByController
 		case IndexNode:
 			add[name] = indexByNode
+		case IndexEnded:
+			add[name] = indexEnded
 		default:
 			return fmt.Errorf("controller: no index of the name %q", name)
 		}
@@ -85,6 +91,13 @@ func indexByNode(obj any) ([]string, error) {
 		return nil, errors.New("controller: the index by node is for pods only")
 	}
 	return []string{pod.Spec.NodeName}, nil
+}
+
+func indexEnded(obj any) ([]string, error) {
+	if pod, ok := obj.(*corev1.Pod); ok && PodTerminal(pod) {
+		return []string{KeyEnded}, nil
+	}
+	return nil, nil
 }
 
 // ByIndex returns what index has under any of keys.
