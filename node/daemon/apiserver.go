@@ -54,7 +54,6 @@ func (n *node) runAPI(ctx context.Context) error {
 	changed, end := n.host.Subscribe()
 	defer end()
 	for {
-		n.announceRole()
 		if client, ok := n.host.Client(systemShard); ok && n.host.Ready(systemShard) {
 			if err := n.serveAPI(ctx, client, changed); err != nil && ctx.Err() == nil {
 				n.parts.set("api", err, "")
@@ -83,6 +82,24 @@ func pause(ctx context.Context, d time.Duration) bool {
 		return false
 	case <-t.C:
 		return true
+	}
+}
+
+// watchStore keeps the node's role in its gossip tags, and the health of its replicas, true. Both are looked at in memory
+// only; not every change of a role comes with a notice.
+func (n *node) watchStore(ctx context.Context) error {
+	changed, end := n.host.Subscribe()
+	defer end()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		n.announceRole()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-tick.C:
+		}
 	}
 }
 
@@ -161,7 +178,6 @@ func (n *node) serveAPI(ctx context.Context, client *clientv3kube.Client, change
 			}
 			return err
 		case <-changed:
-			n.announceRole()
 			if now, ok := n.host.Client(systemShard); !ok || now != client { // the replica is gone, or another one
 				cancel()
 			}

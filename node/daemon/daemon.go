@@ -145,6 +145,7 @@ func (n *node) run(ctx context.Context) (err error) {
 		return fail(err)
 	}
 	start("gossip", n.watchGossip)
+	start("store", n.watchStore)
 	start("API front", n.front.Run)
 	start("API", n.runAPI)
 	start("leadership", n.lead)

@@ -86,8 +86,9 @@ func (e *endpoint) scoped(info *apirequest.RequestInfo) bool {
 	if inNamespace {
 		return e.namespaced
 	}
-	// All namespaces at once: lists and watches only, never one object.
-	acrossNamespaces := info.Name == "" && (info.Verb == "list" || info.Verb == "watch")
+	// All namespaces at once: lists and watches only, never one object. A field selector metadata.name=x is reported as the
+	// name x, so the path decides.
+	acrossNamespaces := len(info.Parts) < 2 && (info.Verb == "list" || info.Verb == "watch")
 	return !e.namespaced || acrossNamespaces || info.Subresource != ""
 }
 
