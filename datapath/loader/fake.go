@@ -18,6 +18,7 @@ type Fake struct {
 	network  Network
 	closed   bool
 	fail     error
+	faults   error
 }
 
 // ErrClosed is returned by a Fake after Close.
@@ -51,8 +52,15 @@ func (f *Fake) ApplyServices(services []service.Service) error {
 	for _, op := range service.Diff(f.entries, want) {
 		f.entries.Apply(op)
 	}
-	f.services = slices.Clone(services)
-	return faults
+	f.services, f.faults = slices.Clone(services), faults
+	return nil
+}
+
+// Faults is Loader.Faults.
+func (f *Fake) Faults() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.faults
 }
 
 // ApplyNetwork is Loader.ApplyNetwork.

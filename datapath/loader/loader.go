@@ -29,6 +29,7 @@ type Loader struct {
 	stale   bool            // a step failed: read the tables again first
 	active  bool            // programs of this layout are attached
 	network Network
+	faults  error // of the last services
 }
 
 // Open loads the programs, opens or creates the tables and attaches everything. If the pinned tables have another
@@ -107,8 +108,8 @@ func (l *Loader) load(spec *ebpf.CollectionSpec) error {
 	return nil
 }
 
-// ApplyServices makes the tables show exactly these services. Faults of single services (IPv6, duplicate front ends) are
-// returned joined, after all others have been applied.
+// ApplyServices makes the tables show exactly these services. What is wrong with single services (IPv6, a front end that two
+// claim) hinders no other one and is no error, for trying again would not help: it is logged once, and Faults tells it.
 func (l *Loader) ApplyServices(services []service.Service) error {
 	if l.stale {
 		have, err := l.readBack()
@@ -118,27 +119,32 @@ func (l *Loader) ApplyServices(services []service.Service) error {
 		l.have, l.stale = have, false
 	}
 	want, faults := service.Translate(l.have, services, l.cfg.Node)
+	if faults != nil && (l.faults == nil || faults.Error() != l.faults.Error()) {
+		l.cfg.Logger.Warn("parts of Services are left out", "why", faults)
+	}
+	l.faults = faults
 	if n := len(want.Frontends); n > l.cfg.MaxFrontends {
-		return errors.Join(faults, fmt.Errorf("datapath: %d front ends, but the table holds %d: raise the limit; nothing was changed", n, l.cfg.MaxFrontends))
+		return fmt.Errorf("datapath: %d front ends, but the table holds %d: raise the limit; nothing was changed", n, l.cfg.MaxFrontends)
 	}
 	if n := len(want.Slots); n > l.cfg.MaxBackends {
-		return errors.Join(faults, fmt.Errorf("datapath: %d back ends, but the table holds %d: raise the limit; nothing was changed", n, l.cfg.MaxBackends))
+		return fmt.Errorf("datapath: %d back ends, but the table holds %d: raise the limit; nothing was changed", n, l.cfg.MaxBackends)
 	}
 	ops := service.Diff(l.have, want)
 	for i, op := range ops {
 		if err := l.do(op); err != nil {
 			l.stale = true
-			return errors.Join(faults, fmt.Errorf("datapath: step %d of %d: %w", i+1, len(ops), err))
+			return fmt.Errorf("datapath: step %d of %d: %w", i+1, len(ops), err)
 		}
 		l.have.Apply(op)
 	}
 	if !l.active {
-		if err := l.activate(); err != nil {
-			return errors.Join(faults, err)
-		}
+		return l.activate()
 	}
-	return faults
+	return nil
 }
+
+// Faults tells what the last ApplyServices had to leave out and why; nil = nothing.
+func (l *Loader) Faults() error { return l.faults }
 
 func (l *Loader) do(op service.Op) error {
 	m := l.coll.Maps[map[service.Table]string{service.Frontends: bpf.SkeinMapSkFe, service.Slots: bpf.SkeinMapSkBe, service.Members: bpf.SkeinMapSkMb}[op.Table]]

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"skein.io/skein/datapath/internal/testnet"
+	"skein.io/skein/datapath/podnet"
 	"skein.io/skein/datapath/service"
 )
 
@@ -244,6 +245,32 @@ func TestUpdatesUnderLoad(t *testing.T) {
 	if ops := service.Diff(real, have); len(ops) != 0 {
 		t.Errorf("mirror and tables differ: %v", ops)
 	}
+}
+
+// TestFaults: a service that cannot be is told, and hinders no other.
+func TestFaults(t *testing.T) {
+	a, b, _ := twoNodes(t)
+	_, b2 := b.pod("web2")
+	bad := clusterIP("default/zz:http", vip, service.TCP, b2)
+	a.apply(bad, clusterIP("default/web:http", vip, service.TCP, b2), clusterIP("default/y:http", "10.96.0.21:80", service.TCP, b2))
+	if err := a.l.Faults(); err == nil || !strings.Contains(err.Error(), "service default/zz:http: front end 10.96.0.20:80/TCP belongs to service default/web:http already") {
+		t.Errorf("%v", err)
+	}
+	p := testnet.NewProbe(a.NS, a.cgroup)
+	p.Ask("tcp4", vip)
+	p.Ask("tcp4", "10.96.0.21:80")
+	if a.apply(bad); a.l.Faults() != nil {
+		t.Errorf("%v", a.l.Faults())
+	}
+	var st podnet.State
+	a.Do(func() (err error) {
+		st, err = a.net.Apply(append(peersOf([]*node{b}), podnet.Peer{Node: "twin", IP: b.ip, PodCIDR: b.podCIDR}))
+		return err
+	})
+	if st.Faults == nil || !strings.Contains(st.Faults.Error(), "overlaps with 10.244.2.0/24 of node2") {
+		t.Errorf("%v", st.Faults)
+	}
+	p.Ask("tcp4", b2.Addr.String())
 }
 
 // TestDetach: nothing is left, and a second time is fine.

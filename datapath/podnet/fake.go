@@ -28,8 +28,10 @@ func (f *Fake) Apply(peers []Peer) (State, error) {
 	f.mu.Lock()
 	f.peers = slices.Clone(peers)
 	f.mu.Unlock()
-	ways, err := plan(f.Config, f.Local, peers)
-	return stateOf(f.Config, ways), err
+	ways, faults := plan(f.Config, f.Local, peers)
+	st := stateOf(f.Config, ways)
+	st.Faults = faults
+	return st, nil
 }
 
 // Peers is what was applied last.

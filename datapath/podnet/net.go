@@ -78,6 +78,7 @@ type State struct {
 	MTU     int          // of the uplink, for pods; packets into the overlay learn the smaller one by path MTU discovery
 	Direct  []netip.Addr // peers with a straight route: they can reach our pods' own addresses
 	Overlay netip.Addr   // our address on OverlayDevice, if that exists
+	Faults  error        // peers that cannot be right and were left out, with the reasons; nil = none
 }
 
 // Net keeps the routes of one node. Use New.
@@ -85,6 +86,7 @@ type Net struct {
 	cfg    Config
 	uplink netlink.Link
 	local  []netip.Prefix // networks on the uplink
+	faults error          // of the last Apply
 }
 
 // New finds the device that has the node's address.
@@ -186,20 +188,26 @@ func atMostLoose(name string) error {
 	return sysctl(name, "2")
 }
 
-// Apply makes the routes lead to exactly these peers. It goes on past faults of single peers and returns them joined.
+// Apply makes the routes lead to exactly these peers. Peers that cannot be right (overlapping ranges) hinder no others and are
+// no error, for trying again would not help: they are logged once and told in State.Faults.
 func (n *Net) Apply(peers []Peer) (State, error) {
 	if err := n.findUplink(); err != nil { // addresses may have changed
 		return State{}, err
 	}
-	ways, err := plan(n.cfg, n.local, peers)
+	ways, faults := plan(n.cfg, n.local, peers)
+	if faults != nil && (n.faults == nil || n.faults.Error() != faults.Error()) {
+		n.cfg.Logger.Warn("nodes without a route to their pods", "why", faults)
+	}
+	n.faults = faults
 	st := stateOf(n.cfg, ways)
-	st.Uplink, st.MTU = n.uplink.Attrs().Name, n.uplink.Attrs().MTU
-	errs := []error{err}
+	st.Uplink, st.MTU, st.Faults = n.uplink.Attrs().Name, n.uplink.Attrs().MTU, faults
+	var errs []error
 	tunnels := slices.DeleteFunc(slices.Clone(ways), func(w way) bool { return !w.overlay })
 	var vx netlink.Link
 	if len(tunnels) > 0 {
+		var err error
 		if vx, err = n.ensureOverlay(st.Overlay); err != nil {
-			return st, errors.Join(append(errs, err)...)
+			return st, err
 		}
 		errs = append(errs, addNeighbours(vx, tunnels))
 	}
