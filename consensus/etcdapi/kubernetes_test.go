@@ -30,7 +30,9 @@ import (
 const valuePrefix = "test!"
 
 // swap lets a test replace the transformer of a running store.
-type swap struct{ t atomic.Pointer[value.Transformer] }
+type swap struct {
+	t atomic.Pointer[value.Transformer]
+}
 
 func newSwap(t value.Transformer) *swap {
 	s := &swap{}
@@ -266,10 +268,10 @@ func fast(_ int, c *host.Config) {
 	c.WatchProgress = time.Second
 }
 
+// The tests are not parallel: upstream's set process-wide feature gates.
 func TestKubernetesStorageSuite(t *testing.T) {
 	for _, s := range suite {
 		t.Run(s.name, func(t *testing.T) {
-			t.Parallel() // they mostly wait
 			c := storetest.New(t, 1, fast)
 			c.Voters(1)
 			s.run(context.Background(), t, newSubject(t, c.Nodes[0].Client()))
@@ -286,7 +288,6 @@ func TestKubernetesStorageSuiteOnFollower(t *testing.T) {
 			continue
 		}
 		t.Run(s.name, func(t *testing.T) {
-			t.Parallel()
 			c := storetest.New(t, 3, func(n int, cfg *host.Config) {
 				fast(n, cfg)
 				cfg.RTT = 20 * time.Millisecond

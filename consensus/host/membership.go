@@ -161,7 +161,7 @@ func (r *replica) membershipLoop() {
 		case <-r.ctx.Done():
 			return
 		case <-r.memberKick:
-			ctx, cancel := r.deadline(r.ctx)
+			ctx, cancel := context.WithTimeout(r.ctx, 2*r.ElectionTimeout())
 			_, err := r.readMembership(ctx)
 			cancel()
 			if err != nil && r.ctx.Err() == nil {

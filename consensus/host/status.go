@@ -94,3 +94,13 @@ func (r *replica) status() ShardStatus {
 	}
 	return s
 }
+
+// SnapshotsInstalled counts the snapshots that this node's replica has received
+// since it started.
+func (h *Host) SnapshotsInstalled(shardName string) uint64 {
+	r, err := h.byName(shardName)
+	if err != nil {
+		return 0
+	}
+	return r.machine.Recoveries()
+}

@@ -72,30 +72,40 @@ func (m *Machine) newestGeneration() (uint64, error) {
 // last applied entry, whose index is part of it.
 func (m *Machine) PrepareSnapshot() (any, error) { return m.backend().Snapshot(), nil }
 
-// stoppable ends a copy when dragonboat stops the replica.
+// stoppable ends a copy when dragonboat stops the replica. It keeps the error:
+// bbolt hides it in a text, and dragonboat, which compares it, would end the
+// process because a receiver went away.
 type stoppable struct {
 	w    io.Writer
 	done <-chan struct{}
+	err  error
 }
 
-func (s stoppable) Write(p []byte) (int, error) {
+func (s *stoppable) Write(p []byte) (n int, err error) {
 	select {
 	case <-s.done:
-		return 0, dsm.ErrSnapshotStopped
+		s.err = dsm.ErrSnapshotStopped
+		return 0, s.err
 	default:
-		return s.w.Write(p)
+		n, s.err = s.w.Write(p)
+		return n, s.err
 	}
 }
 
 // SaveSnapshot implements IOnDiskStateMachine; it runs beside Update.
-func (m *Machine) SaveSnapshot(prepared any, w io.Writer, done <-chan struct{}) (err error) {
+func (m *Machine) SaveSnapshot(prepared any, w io.Writer, done <-chan struct{}) error {
 	snap := prepared.(backend.Snapshot)
-	defer func() { err = errors.Join(err, snap.Close()) }()
-	head := binary.BigEndian.AppendUint64(snapshotMagic[:], uint64(snap.Size()))
-	if _, err := w.Write(head); err != nil {
-		return err
+	out := &stoppable{w: w, done: done}
+	_, err := out.Write(binary.BigEndian.AppendUint64(snapshotMagic[:], uint64(snap.Size())))
+	if err == nil {
+		_, err = snap.WriteTo(out)
 	}
-	_, err = snap.WriteTo(stoppable{w, done})
+	if cerr := snap.Close(); cerr != nil {
+		m.log.Warn("cannot close a snapshot", "error", cerr)
+	}
+	if out.err != nil {
+		return out.err
+	}
 	return err
 }
 
@@ -122,7 +132,7 @@ func (m *Machine) receive(gen uint64, r io.Reader, done <-chan struct{}) (err er
 			err = errors.Join(err, os.Remove(tmp))
 		}
 	}()
-	_, err = io.CopyN(stoppable{f, done}, r, int64(size))
+	_, err = io.CopyN(&stoppable{w: f, done: done}, r, int64(size))
 	if err == nil {
 		err = f.Sync()
 	}

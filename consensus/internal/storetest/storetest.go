@@ -208,6 +208,19 @@ func (c *Cluster) Cut(from, to int, cut bool) {
 	}
 }
 
+// Fuse breaks the connections from one node to another once, after so many bytes.
+// The channel is closed when that has happened.
+func (c *Cluster) Fuse(from, to int, bytes int64) <-chan struct{} {
+	c.resolve(from, c.Nodes[to].ID)
+	c.mu.Lock()
+	l := c.links[[2]int{from, to}]
+	c.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.fuse, l.blown = bytes, make(chan struct{})
+	return l.blown
+}
+
 // Isolate cuts a node off in both directions, or reconnects it.
 func (c *Cluster) Isolate(node int, cut bool) {
 	for i := range c.Nodes {
@@ -356,9 +369,34 @@ type link struct {
 	to func() string
 	wg sync.WaitGroup
 
-	mu    sync.Mutex // guards cut and conns
+	mu    sync.Mutex // guards below
 	cut   bool
 	conns map[net.Conn]bool
+	fuse  int64         // bytes left until it blows, if blown is not nil
+	blown chan struct{} // closed and forgotten then
+}
+
+// fused counts what is read from a connection.
+type fused struct {
+	net.Conn
+	l *link
+}
+
+func (f fused) Read(b []byte) (int, error) {
+	n, err := f.Conn.Read(b)
+	f.l.mu.Lock()
+	defer f.l.mu.Unlock()
+	if f.l.blown == nil {
+		return n, err
+	}
+	if f.l.fuse -= int64(n); f.l.fuse <= 0 {
+		close(f.l.blown)
+		f.l.blown = nil
+		for c := range f.l.conns {
+			_ = c.Close()
+		}
+	}
+	return n, err
 }
 
 func newLink(to func() string) (*link, error) {
@@ -401,7 +439,7 @@ func (l *link) forward(a net.Conn) {
 	}
 	defer l.drop(b)
 	var wg sync.WaitGroup
-	wg.Go(func() { _, _ = io.Copy(b, a); _ = a.Close(); _ = b.Close() })
+	wg.Go(func() { _, _ = io.Copy(b, fused{a, l}); _ = a.Close(); _ = b.Close() })
 	wg.Go(func() { _, _ = io.Copy(a, b); _ = a.Close(); _ = b.Close() })
 	wg.Wait()
 }
