@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/record"
 
 	"skein.io/skein/scheduler/controller"
@@ -86,7 +87,7 @@ func TestRefusedPodIsExplainedOnceAndWokenByWhatHelps(t *testing.T) {
 			t.Errorf("events %q", events)
 		}
 		writes := len(client.Actions())
-		settle(4 * time.Minute)
+		settle(12 * time.Minute) // two more attempts, for want of events
 		if n := len(client.Actions()) - writes; n != 0 {
 			t.Errorf("%d requests while nothing changed: %v", n, client.Actions()[writes:])
 		}
@@ -225,6 +226,78 @@ func TestPreemptsLowerPriority(t *testing.T) {
 			t.Errorf("events: %s", events)
 		}
 	})
+}
+
+// While its victims end, nobody of lower priority may take the room of a pod.
+func TestRoomMadeByPreemptionIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := newClient(nil, testNode("a", "4"), testPod("low", "3", func(p *v1.Pod) { p.Spec.NodeName = "a" }))
+		client.PrependReactor("delete", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
+			obj, err := client.Tracker().Get(a.GetResource(), a.GetNamespace(), a.(clienttesting.DeleteAction).GetName())
+			if err != nil {
+				return true, nil, err
+			}
+			p, now := obj.(*v1.Pod).DeepCopy(), metav1.Now()
+			p.DeletionTimestamp = &now
+			return true, nil, client.Tracker().Update(a.GetResource(), p, p.Namespace)
+		})
+		placing(t, client, newHealth())
+		settle(time.Second)
+		high := int32(1000)
+		create(t, client, testPod("high", "4", func(p *v1.Pod) { p.Spec.Priority = &high }))
+		settle(time.Second)
+		create(t, client, testPod("thief", "1"))
+		settle(20 * time.Second)
+		if n := get(t, client, "high").Status.NominatedNodeName; n != "a" {
+			t.Errorf("nominated to %q", n)
+		}
+		if n := get(t, client, "thief").Spec.NodeName; n != "" {
+			t.Errorf("a pod of lower priority took the room on %q", n)
+		}
+		if err := client.Tracker().Delete(v1.SchemeGroupVersion.WithResource("pods"), "default", "low"); err != nil {
+			t.Fatal(err)
+		}
+		settle(time.Second)
+		if n := get(t, client, "high").Spec.NodeName; n != "a" {
+			t.Errorf("not placed when its victim had ended: %+v", get(t, client, "high").Status)
+		}
+	})
+}
+
+// News of a pod from before its binding must not make it planned once more.
+func TestLateNewsOfABoundPod(t *testing.T) {
+	client := newClient(nil)
+	cfg := Config{Client: client, Health: newHealth(), Recorder: func(string) record.EventRecorder { return record.NewFakeRecorder(10) }}
+	cfg.setDefaults()
+	l := newLoop(cfg, controller.Deps{Client: client, Factory: cfg.Factory, Recorder: cfg.Recorder})
+	l.nodeChanged(nil, testNode("a", "4"))
+	pod := testPod("p", "1")
+	l.podChanged(nil, pod)
+	if jobs, _, _ := l.plan(); len(jobs) != 1 {
+		t.Fatalf("%d jobs", len(jobs))
+	}
+	late := pod.DeepCopy()
+	late.Labels = map[string]string{"new": "label"}
+	l.podChanged(pod, late) // while the binding is under way
+	l.bound(pod)
+	l.podChanged(late, late.DeepCopy()) // after it
+	if jobs, _, _ := l.plan(); len(jobs) != 0 {
+		t.Errorf("planned again: %+v", jobs)
+	}
+	now := metav1.Now()
+	gone := testPod("q", "1")
+	l.podChanged(nil, gone)
+	l.plan()
+	deleting := gone.DeepCopy()
+	deleting.DeletionTimestamp = &now
+	l.podChanged(gone, deleting)
+	l.undo(gone, false) // refused because it is being deleted
+	if n := l.queue.Lengths(); n.Backoff+n.Active+n.Waiting+n.InFlight != 0 {
+		t.Errorf("a pod that is being deleted is tried again: %+v", n)
+	}
+	if l.snapshot.PodNode(gone.UID) != "" {
+		t.Error("the refused decision still holds its room")
+	}
 }
 
 func TestRunEndsWithItsContext(t *testing.T) {

@@ -118,9 +118,13 @@ func rnd() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) }
 
 func place(t *testing.T, s *Snapshot, pod *v1.Pod) Decision {
 	t.Helper()
+	before := describe(s)
 	d, err := s.Place(Request{Pod: pod}, rnd())
 	if err != nil {
 		t.Fatal(err)
+	}
+	if after := describe(s); after != before {
+		t.Errorf("a decision changed the snapshot:\n%s\n%s", before, after)
 	}
 	if (d.Node == "") != (d.Refusal != nil) {
 		t.Fatalf("neither or both: %+v", d)

@@ -67,13 +67,17 @@ type world struct {
 	events *record.FakeRecorder
 }
 
-func start(t *testing.T, objs ...runtime.Object) *world {
+func start(t *testing.T, objs ...runtime.Object) *world { return startWith(t, nil, objs...) }
+
+// startWith starts a leadership that finds the given verdicts.
+func startWith(t *testing.T, verdicts map[string]controller.NodeHealth, objs ...runtime.Object) *world {
 	w := &world{t: t, client: controllertest.NewClient(objs...), health: &fakeHealth{verdicts: map[string]controller.NodeHealth{}, subs: map[chan struct{}]bool{}}}
 	for _, o := range objs {
 		if n, ok := o.(*corev1.Node); ok && n.Annotations["test/by-hand"] == "" {
 			w.health.verdicts[n.Name] = controller.NodeHealth{State: controller.Alive}
 		}
 	}
+	maps.Copy(w.health.verdicts, verdicts)
 	w.events = controllertest.Start(t, w.client, func(d *controller.Deps) { d.Health = w.health }, func(d controller.Deps) controller.Controller {
 		return New(d, netip.MustParsePrefix("10.244.0.0/16"), Settings{})
 	})
@@ -205,6 +209,74 @@ func TestReturnWithinTheGraceEvictsNothing(t *testing.T) {
 		settle(3 * time.Second)
 		if w.pod("p") != nil {
 			t.Error("not evicted although the node stayed away")
+		}
+	})
+}
+
+// A new leader does not start the patience with a lost node anew.
+func TestNewLeaderGoesOnWithTheGrace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tainted := newNode("a", func(n *corev1.Node) {
+			n.Spec.Taints = []corev1.Taint{{Key: corev1.TaintNodeUnreachable, Effect: corev1.TaintEffectNoExecute}}
+		})
+		w := startWith(t, map[string]controller.NodeHealth{"a": {State: controller.Dead, Since: time.Now().Add(-7 * time.Second)}},
+			tainted, newNode("b"), newNode("c"), newPod("p", "a", 10))
+		if w.pod("p") == nil {
+			t.Fatal("evicted 8 s after the loss")
+		}
+		settle(2500 * time.Millisecond)
+		if w.pod("p") != nil {
+			t.Error("still there 10.5 s after the loss: the new leader began to count anew")
+		}
+	})
+}
+
+// A pod that comes to a tainted node later is tolerated from then on.
+func TestLaterPodGetsItsWholeToleration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t, newNode("a", func(n *corev1.Node) {
+			n.Spec.Taints = []corev1.Taint{{Key: corev1.TaintNodeUnreachable + "-own", Effect: corev1.TaintEffectNoExecute}}
+		}), newPod("first", "a", 0, func(p *corev1.Pod) { p.Spec.Tolerations = nil }))
+		if w.pod("first") != nil {
+			t.Fatal("a pod without toleration stays on a node with a NoExecute taint")
+		}
+		settle(time.Minute)
+		ten := int64(10)
+		late := newPod("late", "a", 0, func(p *corev1.Pod) {
+			p.Spec.Tolerations = []corev1.Toleration{{Operator: corev1.TolerationOpExists, TolerationSeconds: &ten, Effect: corev1.TaintEffectNoExecute, Key: corev1.TaintNodeUnreachable + "-own"}}
+		})
+		if err := w.client.Tracker().Add(late); err != nil {
+			t.Fatal(err)
+		}
+		settle(9 * time.Second)
+		if w.pod("late") == nil {
+			t.Error("evicted before its 10 s")
+		}
+		settle(2 * time.Second)
+		if w.pod("late") != nil {
+			t.Error("not evicted after its 10 s")
+		}
+	})
+}
+
+// A node that is lost from here but still writes by another way is
+// contradicted, but not in a hot loop.
+func TestContradictionIsSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t, newNode("a"), newNode("b"), newNode("c"))
+		w.health.set(controller.Dead, "a")
+		settle(time.Second)
+		before := controllertest.Writes(w.client, "patch", "nodes/status")
+		for range 300 { // 30 s
+			n := w.node("a")
+			n.Status.Conditions[0].Status = corev1.ConditionTrue
+			if _, err := w.client.CoreV1().Nodes().UpdateStatus(t.Context(), n, metav1.UpdateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			settle(100 * time.Millisecond)
+		}
+		if n := controllertest.Writes(w.client, "patch", "nodes/status") - before; n < 4 || n > 8 {
+			t.Errorf("%d contradictions in 30 s, want one every 5 s", n)
 		}
 	})
 }

@@ -62,6 +62,23 @@ func TestBrakeTakesGrantsBack(t *testing.T) {
 	}
 }
 
+func TestGrantsFromBeforeAStopDoNotSkipThePace(t *testing.T) {
+	b := newBrake(DefaultSettings())
+	now := time.Unix(1000, 0)
+	b.set(map[string]ZoneCount{"z": {4, 2}, "y": {1, 0}})
+	b.allow("z", "n1", now)
+	b.allow("z", "n2", now)
+	b.set(map[string]ZoneCount{"z": {1, 5}, "y": {1, 0}}) // stop
+	b.set(map[string]ZoneCount{"z": {0, 6}, "y": {1, 0}}) // dark
+	later := now.Add(time.Hour)
+	if ok, _ := b.allow("z", "n1", later); !ok {
+		t.Error("the first must go at once")
+	}
+	if ok, _ := b.allow("z", "n2", later); ok {
+		t.Error("the second skipped the pace")
+	}
+}
+
 func TestBrakePacesADarkZone(t *testing.T) {
 	b := newBrake(DefaultSettings())
 	now := time.Unix(1000, 0)
