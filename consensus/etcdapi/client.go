@@ -2,6 +2,7 @@ package etcdapi
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"time"
 
@@ -43,11 +44,22 @@ func NewClient(r Replica, progress time.Duration, log *slog.Logger) *kubernetes.
 	c.KV = clientv3.NewKVFromKVClient(adapter.KvServerToKvClient(NewKV(r)), c)
 	c.Lease = clientv3.NewLeaseFromLeaseClient(adapter.LeaseServerToLeaseClient(NewLease(r)), c, keepAliveTimeout)
 	c.Watcher = quietWatcher{clientv3.NewWatchFromWatchClient(adapter.WatchServerToWatchClient(NewWatch(r, progress)), c)}
-	c.Maintenance = clientv3.NewMaintenanceFromMaintenanceClient(adapter.MaintenanceServerToMaintenanceClient(NewMaintenance(r)), c)
+	c.Maintenance = clientv3.NewMaintenanceFromMaintenanceClient(adapter.MaintenanceServerToMaintenanceClient(endedByEOF{NewMaintenance(r)}), c)
 	c.Cluster = clientv3.NewClusterFromClusterClient(adapter.ClusterServerToClusterClient(NewCluster(r)), c)
 	k := &kubernetes.Client{Client: c}
 	k.Kubernetes = k
 	return k
+}
+
+// endedByEOF ends a snapshot in process as gRPC would: the adapter ends streams
+// with a cancelled context, which the client takes for a failure.
+type endedByEOF struct{ pb.MaintenanceServer }
+
+func (s endedByEOF) Snapshot(q *pb.SnapshotRequest, stream pb.Maintenance_SnapshotServer) error {
+	if err := s.MaintenanceServer.Snapshot(q, stream); err != nil {
+		return err
+	}
+	return io.EOF
 }
 
 // quietContext hides a context's values from formatting: clientv3 keys its

@@ -11,6 +11,19 @@ import (
 
 type kvServer struct{ r Replica }
 
+// readable confirms that the local state may be read: linearizably, or as it is.
+func (s kvServer) readable(ctx context.Context, serializable bool) error {
+	if !serializable {
+		return s.r.ReadIndex(ctx)
+	}
+	select {
+	case <-s.r.Done():
+		return mvcc.ErrClosed
+	default:
+		return nil
+	}
+}
+
 // NewKV returns the KV service of a replica.
 func NewKV(r Replica) pb.KVServer { return kvServer{r} }
 
@@ -18,10 +31,8 @@ func (s kvServer) Range(ctx context.Context, q *pb.RangeRequest) (*pb.RangeRespo
 	if err := mvcc.CheckRange(q); err != nil {
 		return nil, err
 	}
-	if !q.Serializable {
-		if err := s.r.ReadIndex(ctx); err != nil {
-			return nil, Error(err)
-		}
+	if err := s.readable(ctx, q.Serializable); err != nil {
+		return nil, Error(err)
 	}
 	resp, err := s.r.Machine().Range(ctx, q)
 	if err != nil {
@@ -63,12 +74,10 @@ func (s kvServer) Txn(ctx context.Context, q *pb.TxnRequest) (*pb.TxnResponse, e
 	}
 	var resp *pb.TxnResponse
 	if txn.IsTxnReadonly(q) {
-		if !txn.IsTxnSerializable(q) {
-			if err := s.r.ReadIndex(ctx); err != nil {
-				return nil, Error(err)
-			}
+		err := s.readable(ctx, txn.IsTxnSerializable(q))
+		if err != nil {
+			return nil, Error(err)
 		}
-		var err error
 		if resp, err = s.r.Machine().ReadTxn(ctx, q); err != nil {
 			return nil, Error(err)
 		}

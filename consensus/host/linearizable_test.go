@@ -199,3 +199,73 @@ func TestLinearizable(t *testing.T) {
 		})
 	}
 }
+
+// Every acknowledged write is applied exactly once, and every other at most once,
+// while the leadership moves again and again: requests that are caught by a
+// change are proposed anew, which must not apply them twice.
+func TestExactlyOnceOverLeaders(t *testing.T) {
+	c := storetest.New(t, 3, nil)
+	c.Voters(3)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	var mu sync.Mutex // guards both
+	acknowledged, failed := map[string]bool{}, 0
+	for id := range 12 {
+		wg.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				key := fmt.Sprintf("/once/%d/%d", id, n)
+				ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+				_, err := c.Nodes[id%3].Client().Put(ctx, key, "x")
+				cancel()
+				mu.Lock()
+				if err == nil {
+					acknowledged[key] = true
+				} else {
+					failed++
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	moved := 0
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
+		time.Sleep(100 * time.Millisecond) // load, not synchronisation
+		leader := c.Leader()
+		start := time.Now()
+		if err := c.Nodes[leader].Host().TransferLeadership(ctx(t, 5*time.Second), storetest.Shard, 0); err != nil {
+			t.Logf("transfer: %v", err)
+			continue
+		}
+		moved++
+		if moved <= 3 {
+			t.Logf("leadership handed over in %v", time.Since(start).Round(time.Millisecond))
+		}
+	}
+	close(stop)
+	wg.Wait()
+	r, err := c.Nodes[0].Client().KV.Get(ctx(t, 10*time.Second), "/once/", clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kv := range r.Kvs {
+		if kv.Version != 1 {
+			t.Errorf("%s was written %d times", kv.Key, kv.Version)
+		}
+		delete(acknowledged, string(kv.Key))
+	}
+	t.Logf("%d leaders, %d keys, %d requests failed", moved, len(r.Kvs), failed)
+	if len(acknowledged) > 0 {
+		t.Errorf("%d acknowledged writes are lost", len(acknowledged))
+	}
+	if moved < 5 || len(r.Kvs) < 500 {
+		t.Error("too little happened to show anything")
+	}
+	if failed > 0 {
+		t.Errorf("%d requests failed although there was a majority all the time", failed)
+	}
+}

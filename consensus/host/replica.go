@@ -208,10 +208,12 @@ func (r *replica) Propose(ctx context.Context, q *pb.InternalRaftRequest) (mvcc.
 func (r *replica) propose(ctx context.Context, q *pb.InternalRaftRequest, onlyIn uint64) (mvcc.Result, error) {
 	ctx, cancel := r.deadline(ctx)
 	defer cancel()
-	q.Header = &pb.RequestHeader{ID: r.h.ids.Next()}
 	cmd := mvcc.Command{Kind: mvcc.KindRequest, Term: Term(ctx), Request: q}
 	for {
 		changed := r.wait()
+		// A new ID for every attempt: the entry of the one before may still come
+		// and be refused, which must not be taken for this attempt's result.
+		q.Header = &pb.RequestHeader{ID: r.h.ids.Next()}
 		cmd.Epoch = r.machine.LeaderTerm()
 		if onlyIn != 0 {
 			cmd.Epoch = onlyIn
