@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 	"time"
@@ -71,20 +72,23 @@ func (w *worker) eventf(pod *corev1.Pod, container, eventType, reason, format st
 // eventEvery bounds how often one message is repeated for a pod that does not get on.
 const eventEvery = time.Minute
 
+// once says whether something may be told now, and holds it back for a time afterwards. What is no longer held back is
+// forgotten.
+func (w *worker) once(key string, hold time.Duration) bool {
+	now := time.Now()
+	maps.DeleteFunc(w.told, func(_ string, until time.Time) bool { return !now.Before(until) })
+	if _, ok := w.told[key]; ok {
+		return false
+	}
+	w.told[key] = now.Add(hold)
+	return true
+}
+
 // eventOnce records an event unless the same one was recorded within eventEvery.
 func (w *worker) eventOnce(pod *corev1.Pod, container, eventType, reason, message string) {
-	key := container + "\x00" + reason + "\x00" + message
-	now := time.Now()
-	if t, ok := w.lastEvent[key]; ok && now.Sub(t) < eventEvery {
-		return
+	if w.once(container+"\x00"+reason+"\x00"+message, eventEvery) {
+		w.a.containerEvent(pod, container, eventType, reason, message)
 	}
-	for k, t := range w.lastEvent { // bounded: only what is still held back is remembered
-		if now.Sub(t) >= eventEvery {
-			delete(w.lastEvent, k)
-		}
-	}
-	w.lastEvent[key] = now
-	w.a.containerEvent(pod, container, eventType, reason, message)
 }
 
 // backoffEvents tells once per back-off that a container is held back.
@@ -95,12 +99,9 @@ func (w *worker) backoffEvents(pod *corev1.Pod, plan *lifecycle.Plan) {
 			if s.State.Waiting == nil || s.State.Waiting.Reason != "CrashLoopBackOff" {
 				continue
 			}
-			key := "backoff\x00" + s.Name + "\x00" + strconv.Itoa(int(s.RestartCount))
-			if _, told := w.lastEvent[key]; told {
-				continue
+			if w.once(s.Name+"\x00backoff\x00"+strconv.Itoa(int(s.RestartCount)), 2*lifecycle.BackoffMax) {
+				w.eventf(pod, s.Name, corev1.EventTypeWarning, "BackOff", "Back-off restarting failed container %s in pod %s", s.Name, lifecycle.PodDesc(pod))
 			}
-			w.lastEvent[key] = time.Now().Add(lifecycle.BackoffMax)
-			w.eventf(pod, s.Name, corev1.EventTypeWarning, "BackOff", "Back-off restarting failed container %s in pod %s", s.Name, lifecycle.PodDesc(pod))
 		}
 	}
 }

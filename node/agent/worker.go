@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"sync"
 	"time"
@@ -54,14 +55,14 @@ type worker struct {
 	killSince   map[string]time.Time // container -> when its termination began
 	volumesAt   time.Time            // when volumes are to be looked at again
 	probed      map[string]bool
-	lastEvent   map[string]time.Time
+	told        map[string]time.Time // event -> until when it is not repeated
 	finished    bool
 }
 
 func newWorker(a *Agent, p *corev1.Pod, gone bool, verdict *lifecycle.Verdict) *worker {
 	return &worker{a: a, uid: p.UID, pod: p, gone: gone, verdict: verdict, wake: make(chan struct{}, 1), cache: map[string]lifecycle.Container{},
 		waits: map[string]lifecycle.Wait{}, pulls: map[string]*pull{}, hooked: map[string]bool{}, killSince: map[string]time.Time{},
-		probed: map[string]bool{}, lastEvent: map[string]time.Time{}, stale: true}
+		probed: map[string]bool{}, told: map[string]time.Time{}, stale: true}
 }
 
 func (w *worker) kick() {
@@ -83,7 +84,7 @@ func (w *worker) update(p *corev1.Pod, gone bool) {
 	}
 	ends := gone && !w.gone || p.DeletionTimestamp != nil && w.pod.DeletionTimestamp == nil
 	w.pod, w.gone = p, gone
-	if w.stop != nil && (ends && !w.kills || w.kills && lifecycle.GraceSeconds(p) < w.grace) {
+	if w.stop != nil && (ends || w.kills && lifecycle.GraceSeconds(p) < w.grace) {
 		w.stop()
 	}
 	w.kick()
@@ -236,8 +237,13 @@ func (w *worker) act(ctx context.Context, pod *corev1.Pod, plan *lifecycle.Plan)
 		if ctx.Err() != nil {
 			return 0
 		}
-		w.a.cfg.Logger.Warn("action failed, tried again", "pod", lifecycle.PodDesc(pod), "action", action.String(), "err", err)
+		// Failed starts are told by events and the status; only failed stops are worth the node's own log each time.
+		level := slog.LevelDebug
 		if action.Kind == lifecycle.Kill || action.Kind == lifecycle.StopSandbox {
+			level = slog.LevelWarn
+		}
+		w.a.cfg.Logger.Log(ctx, level, "action failed, tried again", "pod", lifecycle.PodDesc(pod), "action", action.String(), "err", err)
+		if level == slog.LevelWarn {
 			w.eventf(pod, "", corev1.EventTypeWarning, "FailedKillPod", "error killing pod: %v", err)
 			return observeRetry
 		}
@@ -257,6 +263,11 @@ func (w *worker) do(ctx context.Context, pod *corev1.Pod, action lifecycle.Actio
 	case lifecycle.CreateSandbox:
 		err := w.createSandbox(ctx, pod, uint32(action.Attempt))
 		w.sandboxWait = nil
+		for name, wait := range w.waits {
+			if err == nil && (wait.Reason == reasonCreateError || wait.Reason == reasonRunError) {
+				delete(w.waits, name) // the former sandbox may have been the reason
+			}
+		}
 		if err != nil && ctx.Err() == nil {
 			w.sandboxWait = &lifecycle.Wait{Until: time.Now().Add(actionRetry)}
 			var unknown *waitError
@@ -280,9 +291,15 @@ type waitError struct {
 func (e *waitError) Error() string { return e.err.Error() }
 func (e *waitError) Unwrap() error { return e.err }
 
-// releaseWaits forgets why containers waited once they run, and lets those try again that wait for a ConfigMap or Secret
-// when one changed.
+// releaseWaits forgets why containers waited once they run, lets those try again that wait for a ConfigMap or Secret when one
+// changed, and forgets what was noted of containers that are gone.
 func (w *worker) releaseWaits() {
+	exists := make(map[string]bool, len(w.observed.Containers))
+	for i := range w.observed.Containers {
+		exists[w.observed.Containers[i].ID] = true
+	}
+	maps.DeleteFunc(w.hooked, func(id string, _ bool) bool { return !exists[id] })
+	maps.DeleteFunc(w.killSince, func(id string, _ time.Time) bool { return !exists[id] })
 	for i := range w.observed.Containers {
 		if c := &w.observed.Containers[i]; c.State == lifecycle.Running {
 			delete(w.waits, c.Name)

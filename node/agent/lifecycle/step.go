@@ -145,21 +145,25 @@ func (v *view) terminate() {
 				groups = append(groups, []Victim{vic})
 			}
 		}
-		v.plan.Actions = append(v.plan.Actions, Action{Kind: Kill, Groups: groups, Grace: GraceSeconds(v.Pod)})
+		grace := GraceSeconds(v.Pod)
+		if v.Gone && v.Pod.DeletionTimestamp != nil {
+			grace = 1 // somebody deleted it by force while it was being deleted: nobody waits for it any more
+		}
+		v.plan.Actions = append(v.plan.Actions, Action{Kind: Kill, Groups: groups, Grace: grace})
 		return
 	}
-	if v.stopSandboxes("") {
+	if v.stopSandboxes() {
 		return
 	}
 	v.plan.Done = true
 	v.plan.Actions = append(v.plan.Actions, Action{Kind: Finish})
 }
 
-// stopSandboxes stops all ready sandboxes but one.
-func (v *view) stopSandboxes(keep string) bool {
+// stopSandboxes stops all ready sandboxes.
+func (v *view) stopSandboxes() bool {
 	any := false
 	for i := range v.Observed.Sandboxes {
-		if s := &v.Observed.Sandboxes[i]; s.Ready && s.ID != keep {
+		if s := &v.Observed.Sandboxes[i]; s.Ready {
 			v.plan.Actions = append(v.plan.Actions, Action{Kind: StopSandbox, SandboxID: s.ID})
 			any = true
 		}
@@ -199,7 +203,7 @@ func (v *view) newSandbox() {
 		v.plan.Actions = append(v.plan.Actions, Action{Kind: Kill, Groups: [][]Victim{left}, Grace: GraceSeconds(v.Pod)})
 		return
 	}
-	if v.stopSandboxes("") {
+	if v.stopSandboxes() {
 		return
 	}
 	if w := v.SandboxWait; w != nil && v.Now.Before(w.Until) {

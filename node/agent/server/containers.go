@@ -57,6 +57,18 @@ func waiting(p *corev1.Pod, name string) string {
 	return "ContainerCreating"
 }
 
+// heldBack says whether a container ended and waits for its next start (CrashLoopBackOff).
+func heldBack(p *corev1.Pod, name string) bool {
+	for _, l := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
+		for _, c := range l {
+			if c.Name == name {
+				return c.State.Waiting != nil && c.LastTerminationState.Terminated != nil
+			}
+		}
+	}
+	return false
+}
+
 // container finds the newest instance of a container, or the one before it.
 func (s *Server) container(r *http.Request, previous bool) (*runtimeapi.Container, error) {
 	pod, err := s.pod(r)
@@ -74,6 +86,8 @@ func (s *Server) container(r *http.Request, previous bool) (*runtimeapi.Containe
 	}
 	slices.SortFunc(cs, func(a, b *runtimeapi.Container) int { return int(b.CreatedAt - a.CreatedAt) })
 	switch {
+	case previous && len(cs) > 0 && cs[0].State == runtimeapi.ContainerState_CONTAINER_EXITED && heldBack(pod, name):
+		return cs[0], nil // it waits to be restarted: the one that ended last is the previous one
 	case previous && len(cs) < 2:
 		return nil, refuse(http.StatusBadRequest, "previous terminated container %q in pod %q not found", name, pod.Name)
 	case previous:
