@@ -40,7 +40,7 @@ type Config struct {
 	// Client reads and writes the API with the leader's term. Required.
 	Client kubernetes.Interface
 	// Metadata reads and deletes objects of any kind, names and owners only.
-	// Required by the garbage and namespace controllers.
+	// Required unless Controllers leaves out those that need it (garbage).
 	Metadata metadata.Interface
 	// Dynamic is handed to controllers; may be nil.
 	Dynamic dynamic.Interface
@@ -112,6 +112,9 @@ func (c Config) Validate() error {
 	}
 	if c.Health == nil {
 		errs = append(errs, errors.New("scheduler: Health is required"))
+	}
+	if c.Metadata == nil && c.Controllers == nil {
+		errs = append(errs, errors.New("scheduler: Metadata is required"))
 	}
 	if !c.PodCIDR.IsValid() {
 		errs = append(errs, errors.New("scheduler: PodCIDR is required"))

@@ -3,7 +3,11 @@ package scheduler
 import (
 	"skein.io/skein/scheduler/controller"
 	"skein.io/skein/scheduler/controller/deployment"
+	"skein.io/skein/scheduler/controller/endpoints"
 	"skein.io/skein/scheduler/controller/endpointslice"
+	"skein.io/skein/scheduler/controller/garbage"
+	"skein.io/skein/scheduler/controller/namespace"
+	"skein.io/skein/scheduler/controller/podgc"
 	"skein.io/skein/scheduler/controller/replicaset"
 	"skein.io/skein/scheduler/controller/serviceaccount"
 )
@@ -13,10 +17,14 @@ import (
 func Controllers() []NewController {
 	return []NewController{
 		newNode,
+		plain(podgc.New),
 		plain(deployment.New),
-		plain(endpointslice.New),
 		plain(replicaset.New),
+		plain(endpointslice.New),
+		plain(endpoints.New),
 		plain(serviceaccount.New),
+		plain(namespace.New),
+		plain(garbage.New),
 	}
 }
 

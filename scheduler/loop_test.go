@@ -327,7 +327,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 
 func TestConfigReportsAllFaults(t *testing.T) {
 	err := Run(t.Context(), Config{BindWorkers: -1})
-	for _, want := range []string{"Client", "Health", "PodCIDR", "BindWorkers"} {
+	for _, want := range []string{"Client", "Health", "Metadata", "PodCIDR", "BindWorkers"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v does not mention %s", err, want)
 		}

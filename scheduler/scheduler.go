@@ -37,10 +37,10 @@ type NewController func(controller.Deps, Config) controller.Controller
 // all its goroutines have ended: nil if ctx ended it, else what stopped a
 // controller (then everything else has been stopped, too).
 func Run(ctx context.Context, cfg Config) error {
-	cfg.setDefaults()
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
+	cfg.setDefaults()
 	recorder := cfg.Recorder
 	if recorder == nil {
 		events := controller.NewEvents(cfg.Client)

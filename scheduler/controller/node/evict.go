@@ -89,17 +89,12 @@ func (c *Controller) syncPods(ctx context.Context, n *corev1.Node, j judgement) 
 	var errs []error
 	deadlines := c.deadlines(n, j, pods)
 	now := c.clock.Now()
-	outOfService := hasTaint(n, corev1.TaintNodeOutOfService)
 	var next time.Time
 	for i, pod := range pods {
 		switch {
 		case j.fate == left:
-			errs = append(errs, c.forceDelete(ctx, pod, "PodGC: node has left the cluster"))
-		case pod.DeletionTimestamp != nil:
-			if outOfService && !j.ready {
-				errs = append(errs, c.forceDelete(ctx, pod, ""))
-			}
-		case deadlines[i].IsZero():
+			errs = append(errs, c.forceDelete(ctx, pod))
+		case pod.DeletionTimestamp != nil, deadlines[i].IsZero():
 		case !deadlines[i].After(now):
 			errs = append(errs, c.evict(ctx, pod))
 		case next.IsZero() || deadlines[i].Before(next):
@@ -166,15 +161,6 @@ func (c *Controller) deadlines(n *corev1.Node, j judgement, pods []*corev1.Pod) 
 	return out
 }
 
-func hasTaint(n *corev1.Node, key string) bool {
-	for i := range n.Spec.Taints {
-		if n.Spec.Taints[i].Key == key {
-			return true
-		}
-	}
-	return false
-}
-
 // evict deletes a pod gracefully: on a node that is cut off it stays, marked
 // for deletion, until the node is back or gone, because it may still run. Its
 // controller makes another at once.
@@ -191,10 +177,10 @@ func (c *Controller) evict(ctx context.Context, pod *corev1.Pod) error {
 	return nil
 }
 
-// forceDelete removes a pod whose node cannot run it any more, without waiting
-// for anybody; why becomes its DisruptionTarget condition unless empty.
-func (c *Controller) forceDelete(ctx context.Context, pod *corev1.Pod, why string) error {
-	err := c.disrupt(ctx, pod, "DeletionByPodGC", why, !controller.PodTerminal(pod))
+// forceDelete removes a pod whose node has left the cluster, without waiting
+// for anybody to end it.
+func (c *Controller) forceDelete(ctx context.Context, pod *corev1.Pod) error {
+	err := c.disrupt(ctx, pod, "DeletionByPodGC", "PodGC: node has left the cluster", !controller.PodTerminal(pod))
 	if err == nil {
 		now := int64(0)
 		err = c.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{
@@ -214,18 +200,12 @@ func preconditions(pod *corev1.Pod) *metav1.Preconditions {
 
 // disrupt says in the pod why it is deleted, and that it failed if failed.
 func (c *Controller) disrupt(ctx context.Context, pod *corev1.Pod, reason, message string, failed bool) error {
-	status := map[string]any{}
+	status := map[string]any{"conditions": []corev1.PodCondition{{
+		Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: reason, Message: message,
+		ObservedGeneration: pod.Generation, LastTransitionTime: metav1.NewTime(c.clock.Now()),
+	}}}
 	if failed {
 		status["phase"] = corev1.PodFailed
-	}
-	if message != "" {
-		status["conditions"] = []corev1.PodCondition{{
-			Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: reason, Message: message,
-			ObservedGeneration: pod.Generation, LastTransitionTime: metav1.NewTime(c.clock.Now()),
-		}}
-	}
-	if len(status) == 0 {
-		return nil
 	}
 	return c.patchPodStatus(ctx, pod, status)
 }

@@ -1,6 +1,6 @@
 // Package node looks after the life of nodes: it gives each its pod network,
 // tells the cluster when one is lost, moves the pods of a lost one away, and
-// clears away what a node that is gone has left behind.
+// removes those of one that has left.
 //
 // Inputs: the failure detector's verdicts, Nodes, Pods, Leases of
 // kube-node-lease (for nodes that the failure detector does not know).
@@ -10,10 +10,10 @@
 // memory-pressure,disk-pressure,pid-pressure}, the conditions Ready,
 // MemoryPressure, DiskPressure and PIDPressure of lost nodes (a live node
 // writes its own); on Pods the condition Ready of those on lost nodes,
-// deletions by NoExecute taints, forced deletions of pods whose node is gone.
+// deletions by NoExecute taints, forced deletions of pods whose node has left.
 //
-// It does what upstream's node-lifecycle, taint-eviction, node-ipam and pod
-// garbage collector controllers do, with the same texts. Two things differ:
+// It does what upstream's node-lifecycle, taint-eviction and node-ipam
+// controllers do, with the same texts. Two things differ:
 // gossip and not leases says which nodes are lost, so that it is known in
 // seconds; and the brake on evictions is read from the verdicts of all nodes
 // before the first eviction, so that a partition which takes much of a zone
@@ -55,9 +55,6 @@ import (
 // (upstream's flag --default-unreachable-toleration-seconds, 300 there).
 const UnreachableToleration = 10 * time.Second
 
-// unbound is the queue key of the pods that no node has.
-const unbound = ""
-
 // Controller is the node lifecycle controller.
 type Controller struct {
 	set    Settings
@@ -73,18 +70,18 @@ type Controller struct {
 	leases cache.SharedIndexInformer
 	lister corelisters.NodeLister
 	lease  coordlisters.LeaseLister
-	queue  *controller.Queue[string] // names of nodes; unbound
+	queue  *controller.Queue[string] // names of nodes
 	wake   chan struct{}             // the picture below is out of date; capacity 1
 	cidrs  *allocator
 
 	mu      sync.Mutex // guards all below
 	dirty   map[string]bool
 	judged  map[string]judgement
+	gone    map[string]bool // nodes without an object that have left the cluster
 	beats   map[string]beat
 	brake   brake
 	tainted map[string]*taintRecord
 	said    map[string]time.Time // when a lost node and its pods were last said to be so
-	missing map[string]time.Time // since when pods have named a node that is not there
 }
 
 // New makes the controller. podCIDR is divided among the nodes.
@@ -108,7 +105,6 @@ func New(deps controller.Deps, podCIDR netip.Prefix, set Settings) *Controller {
 		brake:   newBrake(set),
 		tainted: map[string]*taintRecord{},
 		said:    map[string]time.Time{},
-		missing: map[string]time.Time{},
 	}
 	if err := controller.EnsureIndexes(c.pods, controller.IndexNode); err != nil {
 		panic("node: " + err.Error()) // the view was started before its controllers were made
@@ -173,10 +169,7 @@ func (c *Controller) podChanged(old, cur *corev1.Pod) {
 		pod = old
 	}
 	name := pod.Spec.NodeName
-	if name == unbound {
-		if pod.DeletionTimestamp != nil {
-			c.queue.Add(unbound)
-		}
+	if name == "" {
 		return
 	}
 	c.mu.Lock()
@@ -203,7 +196,6 @@ func (c *Controller) follow(ctx context.Context) {
 		case <-verdicts:
 		case <-c.wake:
 		case <-tick.C():
-			c.queue.Add(unbound)
 		}
 		c.refresh()
 	}
@@ -254,7 +246,14 @@ func (c *Controller) refresh() {
 			c.brake.forget(name)
 		}
 	}
-	c.judged = judged
+	gone := map[string]bool{}
+	for name, v := range verdicts {
+		if _, known := judged[name]; !known && v.State == controller.Left {
+			gone[name] = true
+			wake[name] = wake[name] || !c.gone[name]
+		}
+	}
+	c.judged, c.gone = judged, gone
 	changed := c.brake.set(census)
 	for _, zone := range changed {
 		count := census[zone]
@@ -266,24 +265,22 @@ func (c *Controller) refresh() {
 			}
 		}
 	}
-	for name := range wake {
-		c.queue.Add(name)
+	for name, yes := range wake {
+		if yes {
+			c.queue.Add(name)
+		}
 	}
 }
 
 // sync does for one node all that is due.
 func (c *Controller) sync(ctx context.Context, name string) error {
-	if name == unbound {
-		return c.collectUnbound(ctx)
-	}
 	n, err := c.lister.Get(name)
 	if apierrors.IsNotFound(err) {
-		return c.collectOrphans(ctx, name)
+		return c.collectLeft(ctx, name)
 	} else if err != nil {
 		return err
 	}
 	c.mu.Lock()
-	delete(c.missing, name)
 	j, known := c.judged[name]
 	c.mu.Unlock()
 	if !known {

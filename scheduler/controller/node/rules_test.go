@@ -255,26 +255,6 @@ func TestJudgeAndTaints(t *testing.T) {
 	}
 }
 
-func TestSurplus(t *testing.T) {
-	pod := func(name string, age int, reason string) *corev1.Pod {
-		return &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: metav1.Unix(int64(1000-age), 0)},
-			Status:     corev1.PodStatus{Phase: corev1.PodFailed, Reason: reason},
-		}
-	}
-	pods := []*corev1.Pod{pod("young", 1, ""), pod("evicted", 0, "Evicted"), pod("old", 9, ""), pod("middle", 5, "")}
-	var names []string
-	for _, p := range surplus(pods, 2) {
-		names = append(names, p.Name)
-	}
-	if want := []string{"evicted", "old"}; !reflect.DeepEqual(names, want) {
-		t.Errorf("%v, want %v", names, want)
-	}
-	if s := surplus(pods, 4); s != nil {
-		t.Errorf("%v of as many as may stay", s)
-	}
-}
-
 func TestSettingsReportAllFaults(t *testing.T) {
 	if err := (Settings{}).Validate(); err != nil {
 		t.Errorf("defaults: %v", err)

@@ -9,9 +9,8 @@ import (
 
 // Settings are what an operator may change about the life of nodes.
 type Settings struct {
-	// CheckEvery is how often nodes that the failure detector does not know, and
-	// pods that nobody cares for, are looked at. Default 5 s, as upstream's
-	// node-monitor-period.
+	// CheckEvery is how often nodes that the failure detector does not know are
+	// looked at. Default 5 s, as upstream's node-monitor-period.
 	CheckEvery time.Duration
 	// HeartbeatGrace is how long a node that the failure detector does not know
 	// (made by hand, or by another kubelet) may give no sign of life before it
@@ -34,11 +33,6 @@ type Settings struct {
 	// DarkEvery is the same in a zone that is lost as a whole while others live.
 	// Default 10 s (upstream's rate of 0.1/s).
 	DarkEvery time.Duration
-	// OrphanGrace is how long pods of a node whose object is gone are kept.
-	// Default 40 s, as upstream; none if the node has left the cluster.
-	OrphanGrace time.Duration
-	// TerminatedPods is how many ended pods are kept. Default 12500, as upstream.
-	TerminatedPods int
 	// Workers is how many nodes are worked on at once. Default 8.
 	Workers int
 }
@@ -48,7 +42,7 @@ func DefaultSettings() Settings {
 	return Settings{
 		CheckEvery: 5 * time.Second, HeartbeatGrace: 50 * time.Second, StartupGrace: 60 * time.Second,
 		UnhealthyFraction: 0.55, LargeZone: 50, SlowEvery: 100 * time.Second, DarkEvery: 10 * time.Second,
-		OrphanGrace: 40 * time.Second, TerminatedPods: 12500, Workers: 8,
+		Workers: 8,
 	}
 }
 
@@ -61,8 +55,6 @@ func (s *Settings) setDefaults() {
 	s.LargeZone = cmp.Or(s.LargeZone, d.LargeZone)
 	s.SlowEvery = cmp.Or(s.SlowEvery, d.SlowEvery)
 	s.DarkEvery = cmp.Or(s.DarkEvery, d.DarkEvery)
-	s.OrphanGrace = cmp.Or(s.OrphanGrace, d.OrphanGrace)
-	s.TerminatedPods = cmp.Or(s.TerminatedPods, d.TerminatedPods)
 	s.Workers = cmp.Or(s.Workers, d.Workers)
 }
 
@@ -75,7 +67,7 @@ func (s Settings) Validate() error {
 		d    time.Duration
 	}{
 		{"CheckEvery", s.CheckEvery}, {"HeartbeatGrace", s.HeartbeatGrace}, {"StartupGrace", s.StartupGrace},
-		{"SlowEvery", s.SlowEvery}, {"DarkEvery", s.DarkEvery}, {"OrphanGrace", s.OrphanGrace},
+		{"SlowEvery", s.SlowEvery}, {"DarkEvery", s.DarkEvery},
 	} {
 		if d.d < 0 {
 			errs = append(errs, fmt.Errorf("node: %s is negative: %v", d.name, d.d))
@@ -84,8 +76,8 @@ func (s Settings) Validate() error {
 	if s.UnhealthyFraction <= 0 || s.UnhealthyFraction > 1 {
 		errs = append(errs, fmt.Errorf("node: UnhealthyFraction is not above 0 and at most 1: %v", s.UnhealthyFraction))
 	}
-	if s.LargeZone < 0 || s.TerminatedPods < 0 || s.Workers < 0 {
-		errs = append(errs, fmt.Errorf("node: LargeZone %d, TerminatedPods %d or Workers %d is negative", s.LargeZone, s.TerminatedPods, s.Workers))
+	if s.LargeZone < 0 || s.Workers < 0 {
+		errs = append(errs, fmt.Errorf("node: LargeZone %d or Workers %d is negative", s.LargeZone, s.Workers))
 	}
 	return errors.Join(errs...)
 }
