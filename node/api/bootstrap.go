@@ -13,7 +13,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apiserver/pkg/authentication/user"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/kubernetes"
@@ -46,18 +45,22 @@ func (b *build) addHooks(s *genericapiserver.GenericAPIServer) error {
 			go clusterauthenticationtrust.NewClusterAuthenticationTrustController(info, b.client).Run(h, 1)
 			return nil
 		},
+		// Nodes cannot work without this and the next, so the server is not ready before.
 		"node-authorizer-pods": func(h genericapiserver.PostStartHookContext) error {
 			go b.nodePods.Feed(h)
+			select {
+			case <-b.nodePods.synced:
+			case <-h.Done():
+			}
 			return nil
 		},
-		// Nodes cannot work without it, so the server is not ready before.
 		"skein-node-roles": func(h genericapiserver.PostStartHookContext) error {
-			return b.untilDone(h, "roles of nodes", func(ctx context.Context) error { return ensureBindings(ctx, b.client) })
+			b.untilDone(h, "roles of nodes", func(ctx context.Context) error { return ensureBindings(ctx, b.client) })
+			return nil
 		},
+		// Not awaited: after a crash within their creation it may take upstream a minute to free an address.
 		"skein-services": func(h genericapiserver.PostStartHookContext) error {
-			go func() {
-				_ = b.untilDone(h, "first Services", func(ctx context.Context) error { return ensureServices(ctx, b.client, b.cfg) })
-			}()
+			go b.untilDone(h, "first Services", func(ctx context.Context) error { return ensureServices(ctx, b.client, b.cfg) })
 			return nil
 		},
 	}
@@ -69,21 +72,43 @@ func (b *build) addHooks(s *genericapiserver.GenericAPIServer) error {
 	return nil
 }
 
-// untilDone repeats do until it succeeds; it fails only when ctx ends.
-func (b *build) untilDone(ctx context.Context, what string, do func(context.Context) error) error {
-	logged := false
-	err := wait.PollUntilContextCancel(ctx, bootstrapRetry, true, func(ctx context.Context) (bool, error) {
+// untilDone repeats do until it succeeds or ctx ends.
+func (b *build) untilDone(ctx context.Context, what string, do func(context.Context) error) {
+	for logged := false; ; logged = true {
 		err := do(ctx)
-		if err != nil && ctx.Err() == nil && !logged {
-			b.cfg.Logger.Warn("cannot write "+what+" yet", "error", err)
-			logged = true
+		if err == nil || ctx.Err() != nil {
+			return
 		}
-		return err == nil, nil
-	})
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+		if !logged {
+			b.cfg.Logger.Warn("cannot write yet, trying on", "what", what, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(bootstrapRetry):
+		}
 	}
-	return nil
+}
+
+// patient makes a hook harmless: upstream ends the whole process when a hook returns an error,
+// and its hooks do when the store has no quorum for half a minute, or when the server is stopped
+// early. A hook that may be called again is, until it succeeds; the others keep trying by themselves.
+func (b *build) patient(name string, hook genericapiserver.PostStartHookFunc, again bool) genericapiserver.PostStartHookFunc {
+	return func(h genericapiserver.PostStartHookContext) error {
+		for {
+			err := hook(h)
+			if err == nil || h.Err() != nil {
+				return nil
+			}
+			b.cfg.Logger.Warn("start-up of the API takes long", "hook", name, "error", err)
+			if !again {
+				return nil
+			}
+			select {
+			case <-h.Done():
+			case <-time.After(bootstrapRetry):
+			}
+		}
+	}
 }
 
 // bindings are Skein's additions to upstream's bootstrap policy.

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -136,8 +137,9 @@ func (b *build) genericConfig() *genericapiserver.Config {
 
 // chain is the finished server: aggregator, then built-in kinds, then custom resources.
 type chain struct {
-	main  *genericapiserver.GenericAPIServer
 	outer *aggregatorapi.APIAggregator
+	// customKnown is closed when all CustomResourceDefinitions have been read.
+	customKnown <-chan struct{}
 }
 
 func (b *build) chain(ctx context.Context) (*chain, error) {
@@ -167,7 +169,11 @@ func (b *build) chain(ctx context.Context) (*chain, error) {
 	for path, h := range b.cfg.Extra {
 		handle(outer.GenericAPIServer, path, h)
 	}
-	return &chain{main, outer}, nil
+	known, ok := crds.GenericAPIServer.MuxAndDiscoveryCompleteSignals()["CRDInformerHasNotSynced"]
+	if !ok {
+		return nil, errors.New("this version of the CRD server does not tell when it knows all definitions")
+	}
+	return &chain{outer, known}, nil
 }
 
 func handle(s *genericapiserver.GenericAPIServer, path string, h http.Handler) {
@@ -202,7 +208,8 @@ func (b *build) buildMain(crds *apiextensionsapi.CustomResourceDefinitions) (*ge
 		infos[i] = &g.APIGroupInfo
 		main.RegisterDestroyFunc(g.Destroy)
 		if g.Hook != nil {
-			if err := main.AddPostStartHook(g.HookName, g.Hook); err != nil {
+			again := g.HookName != kinds.RepairHookName
+			if err := main.AddPostStartHook(g.HookName, b.patient(g.HookName, g.Hook, again)); err != nil {
 				return nil, err
 			}
 		}

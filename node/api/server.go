@@ -16,8 +16,13 @@ import (
 	"skein.io/skein/node/api/store"
 )
 
-// readyPoll is how often a starting server asks itself whether it is ready.
-const readyPoll = 20 * time.Millisecond
+const (
+	// readyPoll is how often a starting server asks itself whether it is ready.
+	readyPoll = 20 * time.Millisecond
+	// requestGrace is how long requests may go on when the server stops. Without a leader of the
+	// store they would until their own deadline, a minute.
+	requestGrace = 5 * time.Second
+)
 
 // Server is one API server. See the package comment.
 type Server struct {
@@ -27,8 +32,10 @@ type Server struct {
 	chain  *chain
 	run    func(context.Context) error
 	ready  chan struct{}
-	life   context.Context    // of what New started, and of all requests
-	cancel context.CancelFunc // ends life
+	cancel context.CancelFunc // ends what New started
+	// requests is the life of all requests; endRequests ends them.
+	requests    context.Context
+	endRequests context.CancelFunc
 }
 
 // New builds a server. ctx bounds the building only; what New starts ends when Run returns, so a
@@ -40,7 +47,8 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	// Upstream's parts keep the context that they are built with.
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s := &Server{cfg: &cfg, ready: make(chan struct{}), life: life, cancel: cancel, bridge: store.NewBridge(cfg.Store(kinds.Services).Client)}
+	s := &Server{cfg: &cfg, ready: make(chan struct{}), cancel: cancel, bridge: store.NewBridge(cfg.Store(kinds.Services).Client)}
+	s.requests, s.endRequests = context.WithCancel(life)
 	if err := s.assemble(life); err != nil {
 		cancel()
 		s.bridge.Close()
@@ -78,18 +86,76 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.build.agents.close()
 	defer s.cancel()
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Add(1)
-	go func() {
-		defer wg.Done()
-		s.awaitReady(ctx)
-	}()
-	if err := s.run(ctx); err != nil && !errors.Is(err, context.Canceled) {
+	defer cancel()
+	if !s.awaitStore(ctx) {
+		s.chain.outer.GenericAPIServer.Destroy()
+		return nil
+	}
+	ended := make(chan struct{})
+	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	wg.Go(func() { s.awaitReady(ctx) })
+	wg.Go(func() {
+		<-ctx.Done()
+		s.settle()
+		stop()
+	})
+	wg.Go(func() {
+		<-ctx.Done()
+		select {
+		case <-time.After(requestGrace):
+		case <-ended:
+		}
+		s.endRequests()
+	})
+	defer close(ended)
+	if err := s.run(inner); err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("api: %w", err)
 	}
 	return nil
+}
+
+// awaitStore waits until the store answers, and returns false when ctx ends first. Upstream's
+// start-up assumes that it does: parts of it end the process when they wait in vain.
+func (s *Server) awaitStore(ctx context.Context) bool {
+	for logged := false; ; logged = true {
+		err := s.build.probe.check()
+		if err == nil {
+			return ctx.Err() == nil
+		}
+		if !logged {
+			s.cfg.Logger.Warn("the API waits for the store", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(bootstrapRetry):
+		}
+	}
+}
+
+// settle lets the start-up come to an end before the server is stopped: the hook that waits for
+// CustomResourceDefinitions ends the process when it is cancelled. If the store was lost just
+// then, the hook is told that there are none.
+func (s *Server) settle() {
+	select {
+	case <-s.chain.customKnown:
+		return
+	default:
+	}
+	s.build.loopback.Serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		if r.Method != http.MethodGet || r.URL.Path != "/apis/apiextensions.k8s.io/v1/customresourcedefinitions" || q.Has("watch") {
+			http.Error(w, "the server is stopping", http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprint(w, `{"kind":"CustomResourceDefinitionList","apiVersion":"apiextensions.k8s.io/v1","metadata":{"resourceVersion":"1"},"items":[]}`)
+	}))
+	s.endRequests()
+	<-s.chain.customKnown
 }
 
 func (s *Server) awaitReady(ctx context.Context) {
@@ -117,8 +183,8 @@ func (s *Server) awaitReady(ctx context.Context) {
 	}
 }
 
-// Ready is closed when the server first may be used: all that is needed to answer has been read,
-// and every object exists that clients rely on.
+// Ready is closed when the server first may be used: all that is needed to decide has been read, and
+// roles, priority classes and the range of Service addresses exist. The first Services follow.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
 // Handler answers requests whose TLS, if any, has been terminated.
@@ -142,7 +208,7 @@ func (s *Server) bounded(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()
-		defer context.AfterFunc(s.life, cancel)()
+		defer context.AfterFunc(s.requests, cancel)()
 		h.ServeHTTP(w, r.WithContext(ctx))
 	})
 }

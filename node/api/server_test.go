@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -20,8 +21,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/klog/v2"
 	"skein.io/skein/node/api/kinds"
 	"skein.io/skein/node/api/openapi"
 )
@@ -352,6 +355,107 @@ func TestStopEndsWatches(t *testing.T) {
 	t.Logf("stopped in %s", time.Since(began))
 }
 
+// stuck is a store whose lists and watches wait for a leader until their context ends.
+type stuck struct{ etcdclient.Interface }
+
+func (stuck) List(ctx context.Context, _ string, _ etcdclient.ListOptions) (etcdclient.ListResponse, error) {
+	<-ctx.Done()
+	return etcdclient.ListResponse{}, ctx.Err()
+}
+
+type stuckWatcher struct{ clientv3.Watcher }
+
+func (stuckWatcher) Watch(ctx context.Context, _ string, _ ...clientv3.OpOption) clientv3.WatchChan {
+	c := make(chan clientv3.WatchResponse)
+	context.AfterFunc(ctx, func() { close(c) })
+	return c
+}
+
+// probed answers probes and nothing else.
+type probed struct{ clientv3.KV }
+
+func (p probed) Get(ctx context.Context, key string, o ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	if strings.HasSuffix(key, "/health") {
+		return p.KV.Get(ctx, key, o...)
+	}
+	return deaf{}.Get(ctx, key, o...)
+}
+
+// deaf does not even answer probes.
+type deaf struct{ clientv3.KV }
+
+func (deaf) Get(ctx context.Context, _ string, _ ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// A server that is stopped before it ever got ready must not take the process with it.
+func TestStopWithoutStore(t *testing.T) {
+	exits := make(chan int, 10)
+	before := klog.OsExit
+	klog.OsExit = func(code int) {
+		exits <- code
+		runtime.Goexit()
+	}
+	defer func() { klog.OsExit = before }()
+	for _, tc := range []struct {
+		name string
+		kv   clientv3.KV
+	}{{"store answers watches at first", cluster.store.KV}, {"store answers probes only", probed{cluster.store.KV}}, {"store answers nothing", deaf{cluster.store.KV}}} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := clientv3.NewCtxClient(t.Context())
+			c.KV, c.Lease, c.Watcher = tc.kv, cluster.store.Lease, stuckWatcher{cluster.store.Watcher}
+			k := &etcdclient.Client{Client: c, Kubernetes: stuck{cluster.store.Kubernetes}}
+			cfg := cluster.config("n5")
+			cfg.Store = func(schema.GroupResource) *etcdclient.Client { return k }
+			s, err := New(t.Context(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- s.Run(ctx) }()
+			select {
+			case <-s.Ready():
+				t.Fatal("ready without a store")
+			case <-time.After(2 * time.Second): // long enough for its hooks to wait in vain
+			}
+			began := time.Now()
+			cancel()
+			select {
+			case err := <-done:
+				t.Logf("stopped after %s: %v", time.Since(began), err)
+			case <-time.After(patience):
+				t.Fatal("does not stop")
+			}
+			select {
+			case code := <-exits:
+				t.Fatalf("the process was ended with code %d", code)
+			case <-time.After(500 * time.Millisecond):
+			}
+		})
+	}
+}
+
+// Hooks that fail are called again, or left to themselves, but never reported to upstream.
+func TestPatientHooks(t *testing.T) {
+	b := &build{cfg: &Config{}}
+	b.cfg.setDefaults()
+	h := genericapiserver.PostStartHookContext{Context: t.Context()}
+	for _, again := range []bool{true, false} {
+		calls := 0
+		hook := b.patient("x", func(genericapiserver.PostStartHookContext) error {
+			if calls++; calls < 3 {
+				return errors.New("no quorum")
+			}
+			return nil
+		}, again)
+		if err := hook(h); err != nil || calls != map[bool]int{true: 3, false: 1}[again] {
+			t.Errorf("again %v: %d calls, %v", again, calls, err)
+		}
+	}
+}
+
 func TestHealth(t *testing.T) {
 	k := admin(t)
 	for _, path := range []string{"/livez", "/readyz", "/healthz"} {
@@ -380,5 +484,37 @@ func TestValidateReportsAllFaults(t *testing.T) {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%v\nlacks %s", err, part)
 		}
+	}
+}
+
+// A node may gain and lose its replica any number of times.
+func TestStoppedServersLeaveNothingBehind(t *testing.T) {
+	cycle := func() {
+		t.Helper()
+		s, err := cluster.start(cluster.config("n6"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cycle() // what upstream makes once in a process
+	settled := func() int {
+		least, since := runtime.NumGoroutine(), time.Now()
+		for time.Since(since) < 2*time.Second {
+			time.Sleep(50 * time.Millisecond)
+			if n := runtime.NumGoroutine(); n < least {
+				least, since = n, time.Now()
+			}
+		}
+		return least
+	}
+	before := settled()
+	cycle()
+	cycle()
+	// One server runs some 700 goroutines.
+	if after := settled(); after > before+50 {
+		t.Errorf("%d goroutines before and %d after two more servers", before, after)
 	}
 }

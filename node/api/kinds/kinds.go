@@ -87,6 +87,10 @@ type Deps struct {
 	Components func() map[string]componentstatus.Server
 }
 
+// RepairHookName is the hook that starts the repair of Service addresses and node ports. Unlike the
+// others it must be called once: what it started goes on when it fails.
+const RepairHookName = "start-service-ip-repair-controllers"
+
 // Group is an API group ready to be served, and the hook that must run when it is.
 type Group struct {
 	genericapiserver.APIGroupInfo
