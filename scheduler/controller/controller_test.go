@@ -67,20 +67,20 @@ func TestRunRetriesWithBackoffAndEndsCleanly(t *testing.T) {
 func TestAStuckKeyCostsLessThanOneCallAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := NewQueue[string]("test", nil)
-		calls := 0
+		var calls atomic.Int32
 		go func() {
 			_ = Run(t.Context(), Work[string]{Queue: q, Sync: func(context.Context, string) error {
-				calls++
+				calls.Add(1)
 				return errors.New("never")
 			}})
 		}()
 		q.Add("a")
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		before := calls
+		before := calls.Load()
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		if got := calls - before; got == 0 || got > 60 {
+		if got := calls.Load() - before; got == 0 || got > 60 {
 			t.Errorf("%d calls in an hour, want some, and at most 60", got)
 		}
 	})
@@ -89,11 +89,12 @@ func TestAStuckKeyCostsLessThanOneCallAMinute(t *testing.T) {
 func TestALaggingViewDoesNotWaitForTheBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := NewQueue[string]("test", nil)
-		calls, lagging := 0, false
+		var calls atomic.Int32
+		var lagging atomic.Bool
 		go func() {
 			_ = Run(t.Context(), Work[string]{Queue: q, Sync: func(context.Context, string) error {
-				calls++
-				if lagging {
+				calls.Add(1)
+				if lagging.Load() {
 					return fmt.Errorf("wrapped: %w", ErrStaleView)
 				}
 				return errors.New("lasting fault")
@@ -102,12 +103,12 @@ func TestALaggingViewDoesNotWaitForTheBackoff(t *testing.T) {
 		q.Add("a")
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		lagging = true
+		lagging.Store(true)
+		before := calls.Load()
 		q.Add("a")
-		before := calls
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if got := calls - before; got < 60 || got > 75 {
+		if got := calls.Load() - before; got < 60 || got > 75 {
 			t.Errorf("%d calls in a minute of a lagging view, want about one a second", got)
 		}
 	})
