@@ -25,6 +25,9 @@ import (
 // leader nearly always; another replica may be writing the same.
 const bootstrapRetry = 250 * time.Millisecond
 
+// worrying is the attempt after which a failure is logged: some 5 s.
+const worrying = 20
+
 // addHooks adds what keeps the objects in being that every cluster has. The rest of upstream's
 // (RBAC policy, priority classes, flow schemas, address repair) came with the groups.
 func (b *build) addHooks(s *genericapiserver.GenericAPIServer) error {
@@ -74,12 +77,12 @@ func (b *build) addHooks(s *genericapiserver.GenericAPIServer) error {
 
 // untilDone repeats do until it succeeds or ctx ends.
 func (b *build) untilDone(ctx context.Context, what string, do func(context.Context) error) {
-	for logged := false; ; logged = true {
+	for try := 1; ; try++ {
 		err := do(ctx)
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		if !logged {
+		if try == worrying { // the first ones only race with others who start as well
 			b.cfg.Logger.Warn("cannot write yet, trying on", "what", what, "error", err)
 		}
 		select {
