@@ -53,7 +53,7 @@ func (a *apiServer) put(s *api.Server, k clusterKeys) {
 func (n *node) runAPI(ctx context.Context) error {
 	changed, end := n.host.Subscribe()
 	defer end()
-	for {
+	for ctx.Err() == nil {
 		if client, ok := n.host.Client(systemShard); ok && n.host.Ready(systemShard) {
 			if err := n.serveAPI(ctx, client, changed); err != nil && ctx.Err() == nil {
 				n.parts.set("api", err, "")
@@ -67,10 +67,10 @@ func (n *node) runAPI(ctx context.Context) error {
 		n.parts.set("api", nil, "forwards to replicas")
 		select {
 		case <-ctx.Done():
-			return nil
 		case <-changed:
 		}
 	}
+	return nil
 }
 
 // pause waits; false when ctx ended first.

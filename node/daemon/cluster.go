@@ -173,8 +173,10 @@ func (n *node) startHost() (*host.Host, error) {
 
 // announce puts what this node holds into its gossip tags; it writes only when something changed.
 func (n *node) announce(set map[string]string) {
-	tags := n.gossip.Tags()
-	before := maps.Clone(tags)
+	n.tagsMu.Lock() // reading and setting are two steps
+	defer n.tagsMu.Unlock()
+	before := n.gossip.Tags()
+	tags := maps.Clone(before)
 	for k, v := range set {
 		if v == "" {
 			delete(tags, k)

@@ -65,6 +65,7 @@ type node struct {
 	net     *network
 	leaving chan struct{} // closed by leave
 	once    sync.Once     // guards leaving
+	tagsMu  sync.Mutex    // orders changes of this node's gossip tags
 }
 
 // errLeft ends Run after `skein leave`.
