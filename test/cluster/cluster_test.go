@@ -93,6 +93,18 @@ func reach(t *testing.T, from *Node, to netip.Addr) bool {
 	return strings.Contains(err.Error(), "refused")
 }
 
+func TestForTest(t *testing.T) {
+	var name, dir string
+	t.Run("inner", func(t *testing.T) {
+		c := ForTest(t, 2, Config{Segments: 2})
+		name, dir = c.Name(), c.Dir()
+		if n := c.Nodes(); len(n) != 2 || n[0].Segment() != 1 || n[1].Segment() != 2 || !n[1].On() {
+			t.Errorf("nodes %v", n)
+		}
+	})
+	left(t, name, dir)
+}
+
 func TestNodesAreMachines(t *testing.T) {
 	c := lab(t, Config{}, 1, 1)
 	a, b := c.Node("a"), c.Node("b")

@@ -122,6 +122,7 @@ var memDirs = []string{"/var/lib/cni", "/run/skein"}
 const holder = `name=$1; mem=$2; shift 2
 mount -t tmpfs -o mode=755 lab "$mem" || exit
 for d; do mkdir -p "$mem$d" && mount --bind "$mem$d" "$d" || exit; done
+if [ -d /etc/skein ]; then mount -t tmpfs lab /etc/skein || exit; fi # this machine's own settings are not the node's
 echo "$name" > /proc/sys/kernel/hostname && echo ready && exec sleep infinity < /dev/null > /dev/null 2>&1`
 
 // boot switches the node on: new namespaces, the same disk. The caller has the lock.

@@ -148,7 +148,10 @@ type nodeArg struct {
 }
 
 type (
-	stopCmd       struct{ nodeArg }
+	stopCmd struct {
+		nodeArg
+		Timeout time.Duration `default:"30s" help:"How long it may take."`
+	}
 	killCmd       struct{ nodeArg }
 	killDaemonCmd struct{ nodeArg }
 	pauseCmd      struct{ nodeArg }
@@ -158,7 +161,9 @@ type (
 )
 
 func (x *stopCmd) Run(a *app) error {
-	return a.node(x.Node, func(n *cluster.Node) error { return n.Stop(a.ctx) })
+	ctx, cancel := context.WithTimeout(a.ctx, x.Timeout)
+	defer cancel()
+	return a.node(x.Node, func(n *cluster.Node) error { return n.Stop(ctx) })
 }
 
 func (x *killCmd) Run(a *app) error {
