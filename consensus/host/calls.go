@@ -2,12 +2,15 @@ package host
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
 
+	"github.com/lni/dragonboat/v4/raftio"
+	"github.com/lni/dragonboat/v4/raftpb"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/server/v3/lease"
 
@@ -21,6 +24,7 @@ const callTimeout = 2 * time.Second
 // are ignored, an unknown method is an error, so versions may differ by one.
 type callRequest struct {
 	Method  string `json:"method"`
+	From    string `json:"from"` // NodeHostID of the caller
 	Shard   uint64 `json:"shard"`
 	Replica uint64 `json:"replica,omitempty"`
 	Lease   int64  `json:"lease,omitempty"`
@@ -57,13 +61,18 @@ const (
 	methodProgress = "progress" // which replica do you have, and how far is it?
 	methodRenew    = "renew"    // renew a lease (primary lessor)
 	methodTTL      = "ttl"      // time to live of a lease (primary lessor)
+	methodCampaign = "campaign" // the leader, Replica, wants this one to take over
 )
 
-// answer runs on the transport's goroutines.
-func (h *Host) answer(ctx context.Context, b []byte) []byte {
+// answer runs on the transport's goroutines; cert is the caller's, nil without
+// TLS.
+func (h *Host) answer(ctx context.Context, cert *x509.Certificate, b []byte) []byte {
 	var q callRequest
 	var resp callResponse
 	err := json.Unmarshal(b, &q)
+	if err == nil && h.cfg.Authorize != nil {
+		err = h.cfg.Authorize(cert, q.From)
+	}
 	if err == nil {
 		resp, err = h.handleCall(ctx, q)
 	}
@@ -84,7 +93,7 @@ func (h *Host) answer(ctx context.Context, b []byte) []byte {
 
 func (h *Host) handleCall(ctx context.Context, q callRequest) (resp callResponse, err error) {
 	r := h.replica(shard.ID(q.Shard))
-	if r == nil || r.ctx.Err() != nil {
+	if r == nil || !r.started.Load() || r.ctx.Err() != nil {
 		return resp, ErrNoReplica
 	}
 	switch q.Method {
@@ -108,10 +117,25 @@ func (h *Host) handleCall(ctx context.Context, q callRequest) (resp callResponse
 		if t, err = r.ttlHere(ctx, q.Lease, q.Keys); err == nil {
 			resp.TTL, resp.Granted, resp.Keys = t.TTL, t.GrantedTTL, t.Keys
 		}
+	case methodCampaign:
+		r.campaign(q.Replica, q.From)
 	default:
 		err = fmt.Errorf("unknown method %q", q.Method)
 	}
 	return resp, err
+}
+
+// campaign makes this replica stand for election at once, on behalf of the leader.
+func (r *replica) campaign(onBehalfOf uint64, from string) {
+	leader, term := r.Leader()
+	m := r.membership.Load()
+	if leader != onBehalfOf || leader == r.id || m == nil || m.Nodes[leader] != from {
+		return
+	}
+	r.h.trans.onMsg(raftpb.MessageBatch{
+		DeploymentId: deploymentID, BinVer: raftio.TransportBinVersion,
+		Requests: []raftpb.Message{{Type: raftpb.TimeoutNow, ShardID: uint64(r.shard.ID), To: r.id, From: leader, Term: term}},
+	})
 }
 
 func (h *Host) call(ctx context.Context, nodeHostID string, q callRequest) (resp callResponse, err error) {
@@ -120,6 +144,7 @@ func (h *Host) call(ctx context.Context, nodeHostID string, q callRequest) (resp
 			err = fmt.Errorf("ask node %s (%s): %w", h.cfg.Name(nodeHostID), q.Method, err)
 		}
 	}()
+	q.From = h.NodeHostID()
 	req, err := json.Marshal(q)
 	if err != nil {
 		return resp, err

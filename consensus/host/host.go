@@ -324,7 +324,7 @@ func (h *Host) byName(name string) (*replica, error) {
 	if !ok {
 		return nil, fmt.Errorf("%w: %q", ErrUnknownShard, name)
 	}
-	if r := h.replica(s.ID); r != nil {
+	if r := h.replica(s.ID); r != nil && r.started.Load() {
 		return r, nil
 	}
 	return nil, fmt.Errorf("%w: %s", ErrNoReplica, name)

@@ -6,6 +6,9 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"skein.io/skein/consensus/host"
 	"skein.io/skein/consensus/internal/storetest"
 )
 
@@ -58,7 +61,7 @@ func TestThreeNodes(t *testing.T) {
 		go func() { stop.how(c.Nodes[leader]); close(done) }()
 		start := time.Now()
 		longest := time.Duration(0)
-		for last := start; time.Since(start) < 3*time.Second; {
+		for last := start; time.Since(start) < 1500*time.Millisecond; {
 			put(t, c, other, "/registry/x/after", fmt.Sprint(round))
 			longest = max(longest, time.Since(last))
 			last = time.Now()
@@ -77,6 +80,50 @@ func TestThreeNodes(t *testing.T) {
 		})
 		if got := get(t, c, leader, "/registry/x/after"); got != fmt.Sprint(round) {
 			t.Errorf("the restarted node reads %q", got)
+		}
+	}
+}
+
+// A daemon that stops hands its leadership over: no election timeout.
+func TestCloseHandsOver(t *testing.T) {
+	c := storetest.New(t, 3, nil)
+	c.Voters(3)
+	for i := range c.Nodes {
+		put(t, c, i, "/x", "warm")
+	}
+	leader := c.Leader()
+	other := (leader + 1) % 3
+	done := make(chan struct{})
+	go func() { c.Nodes[leader].Stop(); close(done) }()
+	longest, last := time.Duration(0), time.Now()
+	for end := last.Add(800 * time.Millisecond); time.Now().Before(end); last = time.Now() {
+		put(t, c, other, "/x", "v")
+		longest = max(longest, time.Since(last))
+	}
+	<-done
+	t.Logf("longest time without a write %v", longest.Round(time.Millisecond))
+	if longest > 400*time.Millisecond {
+		t.Errorf("an outage of %v looks like an election", longest)
+	}
+}
+
+// The very first writes of a cluster race with its first leader's epoch; each is
+// applied once.
+func TestFirstWritesOnce(t *testing.T) {
+	for range 4 {
+		c := storetest.New(t, 1, func(_ int, cfg *host.Config) { cfg.RTT = 10 * time.Millisecond })
+		c.Voters(1)
+		for i := range 3 {
+			put(t, c, 0, fmt.Sprintf("/first/%d", i), "x")
+		}
+		r, err := c.Nodes[0].Client().KV.Get(ctx(t, 10*time.Second), "/first/", clientv3.WithPrefix())
+		if err != nil || len(r.Kvs) != 3 {
+			t.Fatal(r, err)
+		}
+		for _, kv := range r.Kvs {
+			if kv.Version != 1 {
+				t.Errorf("%s was written %d times", kv.Key, kv.Version)
+			}
 		}
 	}
 }

@@ -22,6 +22,8 @@ const (
 	commandPause   = 50 * time.Millisecond
 	// revocations is how many expired leases are revoked at the same time.
 	revocations = 16
+	// nudgeAfter is how long an heir has to take over before it is told again.
+	nudgeAfter = 30 * time.Millisecond
 )
 
 // setLeader is called by dragonboat's event goroutine.
@@ -43,7 +45,7 @@ func (r *replica) setLeader(leader, term uint64) {
 func (r *replica) reign() (uint64, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.leader == r.id && r.ctx.Err() == nil && r.machine.LeaderTerm() == r.term {
+	if r.leader == r.id && r.started.Load() && r.ctx.Err() == nil && r.machine.LeaderTerm() == r.term {
 		return r.term, r.changed
 	}
 	return 0, r.changed
@@ -227,9 +229,9 @@ func (h *Host) raiseFence(ctx context.Context, r *replica, term uint64) error {
 	if r.shard.ID == shard.System {
 		targets = targets[:0]
 		for _, s := range h.cfg.Shards.Shards() {
-			t := h.replica(s.ID)
-			if t == nil {
-				return fmt.Errorf("%w: %s", ErrNoReplica, s.Name)
+			t, err := h.byName(s.Name)
+			if err != nil {
+				return err
 			}
 			targets = append(targets, t)
 		}
@@ -267,30 +269,41 @@ func (r *replica) handOver(ctx context.Context, to uint64) error {
 	if !r.Leads() {
 		return errNothingToHandOver
 	}
-	for to == 0 {
-		m := r.membership.Load()
-		if m == nil {
-			return errNothingToHandOver
-		}
-		to = r.bestHeir(ctx, m)
-		if to == 0 {
-			return errNothingToHandOver
-		}
+	m := r.membership.Load()
+	if m == nil {
+		return errNothingToHandOver
 	}
-	for {
+	if to == 0 {
+		to = r.bestHeir(ctx, m)
+	}
+	heir, ok := m.Nodes[to]
+	if !ok || to == r.id {
+		return errNothingToHandOver
+	}
+	// From here on the leader takes no proposals until the heir leads, or for an
+	// election timeout.
+	err := r.h.nh.RequestLeaderTransfer(uint64(r.shard.ID), to)
+	if err != nil && !errors.Is(err, dragonboat.ErrSystemBusy) { // busy: one is under way
+		return fmt.Errorf("transfer shard %s to replica %d: %w", r.shard.Name, to, err)
+	}
+	for requested := time.Now(); ; {
 		changed := r.wait()
 		if !r.Leads() {
 			return nil
 		}
-		err := r.h.nh.RequestLeaderTransfer(uint64(r.shard.ID), to)
-		if err != nil && !errors.Is(err, dragonboat.ErrSystemBusy) {
-			return fmt.Errorf("transfer shard %s to replica %d: %w", r.shard.Name, to, err)
-		}
 		select {
 		case <-changed:
-		case <-time.After(r.ElectionTimeout()):
+		case <-time.After(nudgeAfter):
+			// Dragonboat's heir lets the order to campaign pass if it has not
+			// applied everything at that very moment.
+			if _, err := r.h.call(ctx, heir, callRequest{Method: methodCampaign, Shard: uint64(r.shard.ID), Replica: r.id}); err != nil {
+				r.log.Debug("the heir does not answer", "error", err)
+			}
 		case <-ctx.Done():
 			return fmt.Errorf("transfer shard %s to replica %d: %w", r.shard.Name, to, ctx.Err())
+		}
+		if time.Since(requested) > 2*r.ElectionTimeout() {
+			return fmt.Errorf("transfer shard %s to replica %d: it did not take over", r.shard.Name, to)
 		}
 	}
 }

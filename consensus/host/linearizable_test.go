@@ -168,7 +168,7 @@ func TestLinearizable(t *testing.T) {
 				rr := rand.New(rand.NewSource(r.Int63()))
 				wg.Go(func() { acknowledged.Add(int64(h.worker(c, id, id%3, rr, &stale, stop))) })
 			}
-			pause := func() { time.Sleep(time.Duration(600+r.Intn(400)) * time.Millisecond) } // load, not synchronisation
+			pause := func() { time.Sleep(time.Duration(400+r.Intn(300)) * time.Millisecond) } // load, not synchronisation
 			pause()
 			dead := c.Leader()
 			c.Nodes[dead].Kill()
@@ -233,7 +233,7 @@ func TestExactlyOnceOverLeaders(t *testing.T) {
 		})
 	}
 	moved := 0
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); {
 		time.Sleep(100 * time.Millisecond) // load, not synchronisation
 		leader := c.Leader()
 		start := time.Now()

@@ -48,6 +48,7 @@ type replica struct {
 	wg     sync.WaitGroup
 	stops  sync.Once
 
+	started    atomic.Bool   // the local state is open
 	contact    atomic.Int64  // when a leader was last heard, Unix nanoseconds
 	primary    atomic.Uint64 // epoch in which this replica is the primary lessor
 	caughtUp   atomic.Bool   // a linearizable read has succeeded since the start
@@ -104,6 +105,7 @@ func (r *replica) start(initial map[uint64]dragonboat.Target, join bool) error {
 	case <-r.ctx.Done():
 		return ErrClosed
 	}
+	r.started.Store(true)
 	r.wg.Go(r.leadershipLoop)
 	r.wg.Go(r.expiryLoop)
 	r.wg.Go(r.membershipLoop)

@@ -51,7 +51,7 @@ type ShardStatus struct {
 func (h *Host) Status() []ShardStatus {
 	var out []ShardStatus
 	for _, s := range h.cfg.Shards.Shards() {
-		if r := h.replica(s.ID); r != nil {
+		if r := h.replica(s.ID); r != nil && r.started.Load() {
 			out = append(out, r.status())
 		} else {
 			out = append(out, ShardStatus{Shard: s.Name, Role: RoleNone})

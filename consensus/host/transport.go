@@ -56,7 +56,7 @@ const (
 type transport struct {
 	cfg    *Config
 	log    *slog.Logger
-	onCall func(ctx context.Context, req []byte) []byte
+	onCall func(ctx context.Context, cert *x509.Certificate, req []byte) []byte
 	onRaft func(raftpb.Message)
 
 	addr    string
@@ -234,7 +234,7 @@ func (t *transport) serve(raw net.Conn) error {
 			return err
 		case frameCall:
 			ctx, cancel := context.WithTimeout(t.ctx, callTimeout)
-			resp := t.onCall(ctx, bytes.Clone(buf.Bytes()))
+			resp := t.onCall(ctx, cert, bytes.Clone(buf.Bytes()))
 			cancel()
 			_ = c.SetWriteDeadline(time.Now().Add(writeTimeout))
 			if _, err := c.Write(appendFrame(nil, frameCall, resp)); err != nil {

@@ -171,6 +171,16 @@ func (f *fleet) wait(via int, want string) host.Membership {
 	return m
 }
 
+func (f *fleet) ready(i int) {
+	f.t.Helper()
+	f.c.Until("the node to serve", func() error {
+		if h := f.c.Nodes[i].Host(); !h.Ready(storetest.Shard) {
+			return fmt.Errorf("%+v", h.Status())
+		}
+		return nil
+	})
+}
+
 // One node, two, three, four: the cluster chooses its voters by itself; a dead
 // leader is replaced by the spare, and comes back as the spare; nodes leave.
 func TestLifeOfACluster(t *testing.T) {
@@ -190,6 +200,7 @@ func TestLifeOfACluster(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	f.ready(3)
 	write(3, "one")
 
 	// The leader dies.
@@ -217,12 +228,7 @@ func TestLifeOfACluster(t *testing.T) {
 			t.Errorf("replica ID %d after %d", id, old)
 		}
 	}
-	f.c.Until("the returned node to serve", func() error {
-		if !f.c.Nodes[dead].Host().Ready(storetest.Shard) {
-			return fmt.Errorf("%+v", f.c.Nodes[dead].Host().Status())
-		}
-		return nil
-	})
+	f.ready(dead)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	if r, err := f.c.Nodes[dead].Client().KV.Get(ctx, "/skein/test"); err != nil || len(r.Kvs) != 1 || string(r.Kvs[0].Value) != "two" {
@@ -283,10 +289,5 @@ func TestLeaveRefused(t *testing.T) {
 	f.c.Nodes[dead].Start()
 	f.run(dead)
 	f.set(dead, members.Alive)
-	f.c.Until("the dead one to be back", func() error {
-		if !f.c.Nodes[dead].Host().Ready(storetest.Shard) {
-			return errors.New("not ready")
-		}
-		return nil
-	})
+	f.ready(dead)
 }

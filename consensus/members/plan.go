@@ -134,7 +134,8 @@ type Decision struct {
 	Goal []string
 	// Blocked says why what the rules want cannot be done now.
 	Blocked []string
-	// Refused has, by NodeHostID, why a node cannot leave.
+	// Refused has, by NodeHostID, why a node cannot leave. One that only has to wait
+	// is in Blocked.
 	Refused map[string]string
 }
 
@@ -255,39 +256,47 @@ func names(ms []*member) string {
 	return strings.Join(out, ", ")
 }
 
-// refuseUnsafeLeaves lets those leave that can: all but the last node, and no
-// voter while another one is missing with nobody to take its place.
+// refuseUnsafeLeaves lets those leave that can: not the last node, no voter while
+// another one is missing with nobody to take its place, and nobody before another
+// node has a complete copy.
 func (p *planner) refuseUnsafeLeaves() {
 	for _, m := range p.all {
 		if !m.Leaving || m.Replica == nil {
 			continue
 		}
-		if reason := p.cannotLeave(m); reason != "" {
+		reason, final := p.cannotLeave(m)
+		if reason == "" {
+			continue
+		}
+		m.Leaving = false
+		if final {
 			p.d.Refused[m.Node.ID] = reason
-			m.Leaving = false
+		} else {
+			p.block("%s is to leave but has to wait: %s", m.Name, reason)
 		}
 	}
 }
 
-func (p *planner) cannotLeave(m *member) string {
+// cannotLeave says why, and whether it is pointless to wait.
+func (p *planner) cannotLeave(m *member) (reason string, final bool) {
 	others := p.filter(func(o *member) bool { return o != m && o.Replica != nil && !o.Leaving })
 	copies := slices.DeleteFunc(slices.Clone(others), func(o *member) bool { return !o.up() || !o.CaughtUp })
 	if len(copies) == 0 {
-		if len(p.filter(func(o *member) bool { return o != m && o.eligible() })) == 0 {
-			return fmt.Sprintf("%s is the only node that can hold the data of shard %s", m.Name, p.in.Shard)
+		if len(p.filter(func(o *member) bool { return o != m && o.eligible() && o.State <= Suspect })) == 0 {
+			return fmt.Sprintf("%s is the only node that can hold the data of shard %s", m.Name, p.in.Shard), true
 		}
-		return fmt.Sprintf("no other node has a complete copy of shard %s yet (copies on: %s)", p.in.Shard, names(others))
+		return fmt.Sprintf("no other node has a complete copy of shard %s yet (copies on: %s)", p.in.Shard, names(others)), false
 	}
 	if !m.votes() {
-		return ""
+		return "", false
 	}
 	down := p.filter(func(o *member) bool { return o != m && o.votes() && !o.up() })
 	spares := slices.DeleteFunc(slices.Clone(copies), func(o *member) bool { return o.votes() || !o.eligible() })
 	if len(down) > len(spares) {
 		return fmt.Sprintf("of %d voters of shard %s %d %s not reachable (%s) and %d spares could take over: with %s gone too, too few copies are left; bring %s back first",
-			len(p.voters()), p.in.Shard, len(down), plural(len(down), "is", "are"), names(down), len(spares), m.Name, names(down))
+			len(p.voters()), p.in.Shard, len(down), plural(len(down), "is", "are"), names(down), len(spares), m.Name, names(down)), true
 	}
-	return ""
+	return "", false
 }
 
 func plural(n int, one, many string) string {
