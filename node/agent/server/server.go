@@ -24,7 +24,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/proxy"
-	"k8s.io/client-go/kubernetes/scheme"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -297,13 +296,42 @@ func (p responder) Error(w http.ResponseWriter, r *http.Request, err error) {
 	http.Error(w, err.Error(), http.StatusInternalServerError)
 }
 
-// parseLogOptions reads the query as the API's PodLogOptions and refuses what makes no sense.
+// parseLogOptions reads the query as the API's PodLogOptions and refuses what makes no sense. (The scheme's own conversion
+// from a query is generated in k8s.io/kubernetes and not to be had from client-go.)
 func parseLogOptions(q url.Values) (*corev1.PodLogOptions, error) {
-	o := &corev1.PodLogOptions{}
-	if err := scheme.ParameterCodec.DecodeParameters(q, corev1.SchemeGroupVersion, o); err != nil {
-		return nil, refuse(http.StatusBadRequest, "log options: %v", err)
-	}
+	o := &corev1.PodLogOptions{Container: q.Get("container")}
 	var bad []string
+	number := func(key string) *int64 {
+		v := q.Get(key)
+		if v == "" {
+			return nil
+		}
+		n, err := strconv.ParseInt(v, 10, 64)
+		if err != nil {
+			bad = append(bad, fmt.Sprintf("%s %q is no number", key, v))
+			return nil
+		}
+		return &n
+	}
+	truth := func(key string) bool {
+		if !q.Has(key) {
+			return false
+		}
+		b, err := strconv.ParseBool(q.Get(key))
+		return b || err != nil && q.Get(key) == "" // "?follow" alone means follow, as for the API server
+	}
+	o.Follow, o.Previous, o.Timestamps = truth("follow"), truth("previous"), truth("timestamps")
+	o.TailLines, o.LimitBytes, o.SinceSeconds = number("tailLines"), number("limitBytes"), number("sinceSeconds")
+	if v := q.Get("sinceTime"); v != "" {
+		t, err := time.Parse(time.RFC3339, v)
+		if err != nil {
+			bad = append(bad, fmt.Sprintf("sinceTime %q is no RFC 3339 time", v))
+		}
+		o.SinceTime = &metav1.Time{Time: t}
+	}
+	if v := q.Get("stream"); v != "" {
+		o.Stream = &v
+	}
 	if o.TailLines != nil && *o.TailLines < 0 {
 		bad = append(bad, "tailLines must not be negative")
 	}
