@@ -443,6 +443,9 @@ func TestOddRequests(t *testing.T) {
 	}{
 		{"GET", "/api/v1/nosuch", 404}, {"GET", "/apis/apps/v2", 404}, {"GET", "/api/v1/pods/p", 404}, {"GET", "/nosuch", 404},
 		{"GET", "/api/v1/namespaces/default/nodes", 404}, {"GET", "/api/v1/namespaces/default/namespaces", 404},
+		{"GET", "/api/v1/configmaps?fieldSelector=metadata.name=x", 200}, {"GET", "/api/v1/namespaces/default/pods?fieldSelector=metadata.name=x", 200},
+		{"GET", "/api/v1/pods?watch=1&timeoutSeconds=1&fieldSelector=metadata.name=x", 200}, {"GET", "/api/v1/watch/pods?timeoutSeconds=1", 200},
+		{"GET", "/api/v1/nodes?fieldSelector=metadata.name=x", 200}, {"GET", "/api/v1/watch/pods/x", 404},
 		{"PUT", "/api/v1/namespaces/default/pods", 405}, {"PATCH", "/api/v1/componentstatuses", 405}, {"POST", "/api/v1/namespaces/default/pods/p", 405},
 		{"GET", "/api/v1/pods?fieldSelector=a=b", 400}, {"GET", "/api/v1/pods?continue=abc", 400}, {"GET", "/api/v1/pods?resourceVersion=x", 400},
 	} {
