@@ -37,7 +37,7 @@ const (
 type Agent struct {
 	cfg     Config
 	volumes *volume.Manager
-	cgroups cgroup.Pods
+	cgroups podCgroups
 	prober  *probe.Prober
 	writer  *statusWriter
 	starts  chan struct{}
@@ -49,6 +49,14 @@ type Agent struct {
 	// eventsUp: the runtime's event stream is connected.
 	eventsUp bool
 	wg       sync.WaitGroup
+}
+
+// podCgroups makes and removes the cgroups of pods; *cgroup.Pods does.
+type podCgroups interface {
+	Path(uid string) string
+	Ensure(uid string, l cgroup.Limits) error
+	Remove(uid string) error
+	List() ([]string, error)
 }
 
 // New makes an Agent.

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 )
 
 // object is what all stored kinds have in common.
@@ -188,9 +189,11 @@ func (s *Store) Run(ctx context.Context, client kubernetes.Interface, nodeName s
 		return fmt.Errorf("desired state of node %s: %w", nodeName, err)
 	}
 	var wg sync.WaitGroup
+	log := logr.FromSlogHandler(demoted{s.log.Handler()})
+	ctx = klog.NewContext(ctx, log)
 	reflect := func(ctx context.Context, name string, store cache.ReflectorStore, expected runtime.Object, lw *cache.ListWatch) {
 		r := cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(lw, client), expected, store,
-			cache.ReflectorOptions{Name: name, Backoff: reflectBackoff(), Logger: quiet(s.log)})
+			cache.ReflectorOptions{Name: name, Backoff: reflectBackoff(), Logger: &log})
 		r.RunWithContext(ctx)
 	}
 	own := fields.OneTermEqualSelector("spec.nodeName", nodeName).String()
@@ -225,11 +228,20 @@ func (s *Store) Run(ctx context.Context, client kubernetes.Interface, nodeName s
 	return s.Flush()
 }
 
-// quiet is the reflectors' logger: what they report at every failed attempt is debug output here.
-func quiet(log *slog.Logger) *logr.Logger {
-	l := logr.FromSlogHandler(log.Handler()).V(4)
-	return &l
+// demoted makes debug output of all that the reflectors report: an error at every attempt while the API is unreachable.
+type demoted struct{ slog.Handler }
+
+func (d demoted) Enabled(ctx context.Context, _ slog.Level) bool {
+	return d.Handler.Enabled(ctx, slog.LevelDebug)
 }
+
+func (d demoted) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = slog.LevelDebug
+	return d.Handler.Handle(ctx, r)
+}
+
+func (d demoted) WithAttrs(as []slog.Attr) slog.Handler { return demoted{d.Handler.WithAttrs(as)} }
+func (d demoted) WithGroup(name string) slog.Handler    { return demoted{d.Handler.WithGroup(name)} }
 
 func listWatch[L runtime.Object](selector string, list func(context.Context, metav1.ListOptions) (L, error),
 	start func(context.Context, metav1.ListOptions) (watch.Interface, error)) *cache.ListWatch {
