@@ -256,6 +256,28 @@ func TestProgressAndDeadline(t *testing.T) {
 	}
 }
 
+// A rollout is not judged by the outcome of the one before.
+func TestProgressIsAboutTheRolloutOfNow(t *testing.T) {
+	for _, reason := range []string{reasonAvailable, reasonTimedOut, reasonFoundNew} {
+		for _, d := range []*appsv1.Deployment{deployment(2, "1", "0"), recreate(deployment(2, "1", "0"))} {
+			d.Spec.Template = template("2")
+			d.Status = appsv1.DeploymentStatus{Replicas: 2, UpdatedReplicas: 2, ObservedGeneration: 1, Conditions: []appsv1.DeploymentCondition{{
+				Type: appsv1.DeploymentProgressing, Status: corev1.ConditionTrue, Reason: reason, Message: `ReplicaSet "web-1" was.`}}}
+			next := func(now time.Time) step {
+				s := plan(d, []*appsv1.ReplicaSet{rs(d, "1", 0, 0, 2), rs(d, "2", 2, 0, 2)}, nil, now)
+				d = s.deployment
+				return s
+			}
+			if s := next(t0); progressing(t, s) != "True FoundNewReplicaSet" || s.again == 0 {
+				t.Errorf("%s, after %s: %s, again in %v", d.Spec.Strategy.Type, reason, progressing(t, s), s.again)
+			}
+			if s := next(t0.Add(601 * time.Second)); progressing(t, s) != "False ProgressDeadlineExceeded" {
+				t.Errorf("%s, after %s and the deadline: %s", d.Spec.Strategy.Type, reason, progressing(t, s))
+			}
+		}
+	}
+}
+
 func TestFailureIsPassedOn(t *testing.T) {
 	d := deployment(2, "1", "0")
 	r := rs(d, "1", 2, 0, 2)

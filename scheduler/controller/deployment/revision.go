@@ -75,9 +75,8 @@ func (r *rollout) syncRevision() {
 	r.new.Spec.MinReadySeconds = r.d.Spec.MinReadySeconds
 	annotate(r.new, r.d, r.nextRevision())
 	r.setRevision(r.new.Annotations[annRevision])
-	if hasDeadline(r.d) && condition(&r.d.Status, appsv1.DeploymentProgressing) == nil {
-		r.setCondition(&r.d.Status, appsv1.DeploymentProgressing, corev1.ConditionTrue, reasonFoundNew,
-			fmt.Sprintf("Found new replica set %q", r.new.Name))
+	if hasDeadline(r.d) && !r.rolloutKnown() {
+		r.noteProgress(&r.d.Status, reasonFoundNew, fmt.Sprintf("Found new replica set %q", r.new.Name))
 	}
 }
 
@@ -157,8 +156,7 @@ func (r *rollout) ensureNew() {
 	r.setScale(r.new, r.newSize())
 	r.setRevision(r.new.Annotations[annRevision])
 	if hasDeadline(d) {
-		r.setCondition(&d.Status, appsv1.DeploymentProgressing, corev1.ConditionTrue, reasonCreated,
-			fmt.Sprintf("Created new replica set %q", r.new.Name))
+		r.noteProgress(&d.Status, reasonCreated, fmt.Sprintf("Created new replica set %q", r.new.Name))
 	}
 	r.out.create = r.new
 }

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -63,6 +65,30 @@ func setCondition(s *appsv1.DeploymentStatus, c appsv1.DeploymentCondition) {
 	}
 	dropCondition(s, c.Type)
 	s.Conditions = append(s.Conditions, c)
+}
+
+// noteProgress sets the Progressing condition to true as of now, also where it
+// has that status and reason already: from each such note the deadline counts anew.
+func (r *rollout) noteProgress(s *appsv1.DeploymentStatus, reason, msg string) {
+	c := appsv1.DeploymentCondition{
+		Type: appsv1.DeploymentProgressing, Status: corev1.ConditionTrue, Reason: reason, Message: msg,
+		LastUpdateTime: metav1.NewTime(r.now), LastTransitionTime: metav1.NewTime(r.now),
+	}
+	if cur := condition(s, c.Type); cur != nil && cur.Status == c.Status {
+		c.LastTransitionTime = cur.LastTransitionTime
+	}
+	dropCondition(s, c.Type)
+	s.Conditions = append(s.Conditions, c)
+}
+
+// rolloutKnown says that the Progressing condition is about the rollout of the
+// new set, which its message names. It may be about an earlier rollout: after
+// going back to a set that exists, or where the status that told of a set's
+// creation was not written. Judged by the outcome of that one, a rollout would
+// count as done, or as failed, from the start.
+func (r *rollout) rolloutKnown() bool {
+	c := condition(&r.d.Status, appsv1.DeploymentProgressing)
+	return c != nil && (c.Reason == reasonPaused || c.Reason == reasonResumed || strings.Contains(c.Message, strconv.Quote(r.new.Name)))
 }
 
 // markPaused notes pausing and resuming, from which the deadline counts anew.
@@ -151,16 +177,7 @@ func (r *rollout) judgeProgress(s *appsv1.DeploymentStatus) {
 	case complete(r.d, s):
 		r.setCondition(s, appsv1.DeploymentProgressing, corev1.ConditionTrue, reasonAvailable, what+" has successfully progressed.")
 	case progressed(&r.d.Status, s):
-		c := appsv1.DeploymentCondition{
-			Type: appsv1.DeploymentProgressing, Status: corev1.ConditionTrue, Reason: reasonUpdated, Message: what + " is progressing.",
-			LastUpdateTime: metav1.NewTime(r.now), LastTransitionTime: metav1.NewTime(r.now),
-		}
-		// Each progress counts as an update, though status and reason stay.
-		if cur != nil && cur.Status == corev1.ConditionTrue {
-			c.LastTransitionTime = cur.LastTransitionTime
-		}
-		dropCondition(s, c.Type)
-		setCondition(s, c)
+		r.noteProgress(s, reasonUpdated, what+" is progressing.")
 	case r.timedOut(s):
 		r.setCondition(s, appsv1.DeploymentProgressing, corev1.ConditionFalse, reasonTimedOut, what+" has timed out progressing.")
 	}
