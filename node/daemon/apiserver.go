@@ -15,6 +15,7 @@ import (
 
 	"skein.io/skein/consensus/host"
 	"skein.io/skein/gossip/health"
+	"skein.io/skein/gossip/identity"
 	"skein.io/skein/gossip/membership"
 	"skein.io/skein/node/api"
 	"skein.io/skein/node/join"
@@ -197,7 +198,16 @@ func (n *node) clusterKeys(ctx context.Context, client *clientv3kube.Client) (cl
 			return clusterKeys{}, err
 		}
 	}
-	return readKeys(ctx, client.KV)
+	k, err := readKeys(ctx, client.KV)
+	if err != nil {
+		return k, err
+	}
+	// The founder did not join through a token; its name is claimed here, so that nobody else gets it. Repeating it is harmless.
+	hash, err := identity.KeyHash(n.id.Key.Public())
+	if err != nil {
+		return k, fmt.Errorf("node key: %w", err)
+	}
+	return k, join.NewTokenStore(client.KV, k.authority.Hash()).Enrol(ctx, join.Claim{Name: n.cfg.Name, KeyHash: hash})
 }
 
 // replicas are the members that serve the API now.

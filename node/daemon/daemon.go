@@ -50,6 +50,7 @@ type node struct {
 	cfg     Config
 	id      *identity.Identity
 	hostID  string
+	notify  string // systemd's notification socket, "" without
 	log     *slog.Logger
 	started time.Time
 	parts   parts
@@ -88,8 +89,12 @@ func Run(ctx context.Context, cfg Config, in Intent) error {
 		return err
 	}
 	defer unlock()
+	// Upstream's API server would tell systemd that the service is ready, long before the node is.
+	notify := os.Getenv("NOTIFY_SOCKET")
+	os.Unsetenv("NOTIFY_SOCKET")
 	bridgeLogs(cfg.Logger)
-	n := &node{cfg: cfg, log: cfg.Logger.With("node", cfg.Name), started: time.Now(), leaving: make(chan struct{})}
+	tuneMemory()
+	n := &node{cfg: cfg, notify: notify, log: cfg.Logger.With("node", cfg.Name), started: time.Now(), leaving: make(chan struct{})}
 	if err := n.enrol(ctx, in); err != nil {
 		return err
 	}
@@ -164,6 +169,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	start("DNS", n.runDNS)
 	start("agent", n.runAgent)
 	start("welcome", n.welcome)
+	start("memory", n.trimMemory)
 	start("leave", func(ctx context.Context) error {
 		select {
 		case <-n.leaving:
@@ -180,8 +186,8 @@ func (n *node) welcome(ctx context.Context) error {
 	if err := n.awaitReady(ctx); err != nil {
 		return nil // ended before it was ready
 	}
-	if _, err := sdnotify.SdNotify(false, sdnotify.SdNotifyReady); err != nil {
-		n.log.Warn("cannot tell systemd that the node is ready", "err", err)
+	if n.notify != "" {
+		n.logIf("tell systemd that the node is ready", errors.Join(os.Setenv("NOTIFY_SOCKET", n.notify), ready()))
 	}
 	fmt.Fprintf(n.cfg.Out, "node %s is ready after %s (API %s)\n", n.cfg.Name, time.Since(n.started).Round(10*time.Millisecond), serverURL(n.cfg.Address, apiPort))
 	if line, err := n.firstJoinLine(ctx); err != nil {
@@ -193,6 +199,11 @@ func (n *node) welcome(ctx context.Context) error {
 	}
 	<-ctx.Done()
 	return nil
+}
+
+func ready() error {
+	_, err := sdnotify.SdNotify(true, sdnotify.SdNotifyReady)
+	return err
 }
 
 // awaitReady waits until this node's Node object is Ready.

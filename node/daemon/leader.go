@@ -53,6 +53,11 @@ func (n *node) reign(ctx context.Context, term uint64) error {
 		if err != nil {
 			return err
 		}
+		tokens, err := n.tokens()
+		if err != nil {
+			return err
+		}
+		g.Go(func() error { return n.clearLeft(ctx, client, tokens) })
 		sc := scheduler.DefaultConfig()
 		sc.Client, sc.Metadata, sc.Health = client, meta, verdicts{n}
 		sc.PodCIDR, sc.RootCA = n.id.Cluster.PodCIDR, keys.authority.CertPEM()

@@ -97,13 +97,14 @@ func (w *network) Run(ctx context.Context) error {
 	defer endMembers()
 	for {
 		again := networkResync
-		services, err := w.applyServices()
-		err = errors.Join(err, w.applyPeers())
+		text, err := w.applyServices()
+		peers, perr := w.applyPeers()
+		err = errors.Join(err, perr)
 		if err != nil {
 			again = networkRetry
 			w.log.Warn("the network is not as it should be; trying again", "err", err)
 		}
-		w.n.parts.set("network", err, services)
+		w.n.parts.set("network", err, text+peers)
 		timer := time.NewTimer(again)
 		select {
 		case <-ctx.Done():
@@ -132,7 +133,11 @@ func (w *network) applyServices() (string, error) {
 	if err := w.loader.ApplyServices(live); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%d Service ports, %d endpoints withheld", len(live), report.Removed), nil
+	text := fmt.Sprintf("%d Service ports, %d endpoints withheld", len(live), report.Removed)
+	if faults := w.loader.Faults(); faults != nil {
+		text += "; left out: " + faults.Error()
+	}
+	return text, nil
 }
 
 // deadNodes lists the nodes that this node's gossip holds for dead. A node that left is not counted: its pods are gone or
@@ -152,13 +157,13 @@ func deadNodes(ms []membership.Member) (dead map[string]bool, total int) {
 }
 
 // applyPeers keeps the routes to the pods of the other nodes, and this node's CNI configuration.
-func (w *network) applyPeers() error {
+func (w *network) applyPeers() (faults string, err error) {
 	nodes := w.n.desired.Nodes()
 	own := w.n.desired.Node(w.n.cfg.Name)
 	cidr, ok := podCIDR(own)
 	if !ok {
 		w.setReady(errNoPodCIDR)
-		return nil
+		return "", nil
 	}
 	if w.pods == nil || cidr != w.cidr {
 		p, err := podnet.New(podnet.Config{NodeIP: w.n.cfg.Address, PodCIDR: cidr, ClusterCIDR: w.n.id.Cluster.PodCIDR, DNS: dnsAddr.Addr(), Logger: w.log})
@@ -167,7 +172,7 @@ func (w *network) applyPeers() error {
 		}
 		if err != nil {
 			w.setReady(err)
-			return err
+			return "", err
 		}
 		w.pods, w.cidr = p, cidr
 	}
@@ -175,7 +180,10 @@ func (w *network) applyPeers() error {
 	state, err := w.pods.Apply(peers)
 	if err != nil {
 		w.setReady(err)
-		return err
+		return "", err
+	}
+	if state.Faults != nil {
+		faults = "; peers left out: " + state.Faults.Error()
 	}
 	net := loader.Network{PodCIDR: cidr, NoMasquerade: []netip.Prefix{w.n.id.Cluster.PodCIDR}}
 	for _, d := range state.Direct {
@@ -189,7 +197,7 @@ func (w *network) applyPeers() error {
 		err = w.writeCNI(cidr, state.MTU)
 	}
 	w.setReady(err)
-	return err
+	return faults, err
 }
 
 // writeCNI tells the runtime how pods get their links.
