@@ -5,12 +5,13 @@ SHELL := /bin/bash
 KUBE := v1.36.3
 VERSION ?= $(KUBE)+skein
 V := k8s.io/component-base/version
-LDFLAGS := -s -w -X $(V).gitVersion=$(VERSION) -X $(V).gitMajor=1 -X $(V).gitMinor=36 -X $(V).gitTreeState=clean
+KUBELD := -X $(V).gitVersion=$(VERSION) -X $(V).gitMajor=1 -X $(V).gitMinor=36 -X $(V).gitTreeState=clean
+LDFLAGS := -s -w $(KUBELD)
 # grpcnotrace: without it golang.org/x/net/trace links html/template, which keeps every exported method in the binary.
 TAGS := grpcnotrace
 GO := CGO_ENABLED=0 go build -tags $(TAGS)
 
-.PHONY: build demo demo-down test unit race e2e vet generate drift deps clean bench
+.PHONY: build demo demo-down test unit e2e vet fmt generate drift deps clean
 
 build: ## the two executables, in bin/
 	$(GO) -ldflags "$(LDFLAGS)" -o bin/skein ./cmd/skein
@@ -21,3 +22,30 @@ deps: ## what the distribution must provide (runc, ip, nft)
 
 bin/kubectl: go.mod ## upstream's kubectl, to try the cluster with
 	$(GO) -ldflags "$(subst $(VERSION),$(KUBE),$(LDFLAGS))" -o $@ k8s.io/kubernetes/cmd/kubectl
+
+# The packages that have no multi-node tests; all with the race detector.
+UNIT = $(shell go list -tags $(TAGS) ./... | grep -v -e /test/e2e -e /test/warm)
+
+test: deps fmt vet build unit e2e ## everything that CI runs
+
+fmt: ## every Go file is formatted
+	@files=$$(git ls-files '*.go' | xargs gofmt -l); [ -z "$$files" ] || { echo "not formatted (gofmt -w):"; echo "$$files"; exit 1; }
+
+vet:
+	CGO_ENABLED=0 go vet -tags $(TAGS) ./...
+
+unit: ## unit tests, fuzz seeds, layering and drift of generated code, with -race
+	set -o pipefail; CGO_ENABLED=1 go test -race -tags $(TAGS) -ldflags "$(KUBELD)" -timeout 20m -json $(UNIT) | go run ./test/report
+
+e2e: build ## multi-node tests on the namespaces harness
+	set -o pipefail; CGO_ENABLED=0 go test -tags $(TAGS) -count=1 -timeout 25m -json ./test/e2e/... | go run ./test/report
+
+generate: ## everything that is generated (needs clang-14, llvm-14, libbpf-dev)
+	datapath/bpf/generate.sh
+	go generate ./node/api/openapi
+
+drift: generate ## the committed files are what generate makes
+	git diff --exit-code -- datapath/bpf node/api/openapi/static
+
+clean:
+	rm -rf bin out
