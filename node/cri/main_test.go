@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -39,7 +38,8 @@ var workPrefix = filepath.Join(os.TempDir(), "skein-cri-")
 var (
 	cgroupRoot = cgroupPrefix + strconv.Itoa(os.Getpid())
 	work       string // scratch directory of this run
-	helper     string
+	helper     string // skein-helper
+	workload   string // the program of the containers
 )
 
 func TestMain(m *testing.M) {
@@ -48,10 +48,6 @@ func TestMain(m *testing.M) {
 	}
 	if len(os.Args) > 1 && os.Args[1] == "supervise" {
 		superviseMain(os.Args[2], os.Args[3])
-		return
-	}
-	if len(os.Args) > 1 && os.Args[1] == "workload" {
-		workload(os.Args[2:])
 		return
 	}
 	if os.Geteuid() != 0 {
@@ -93,11 +89,13 @@ func run(m *testing.M) (code int, err error) {
 		defer cancel()
 		err = errors.Join(err, removeCgroup(ctx, cgroupRoot), unmountBelow(work), os.RemoveAll(work))
 	}()
-	helper = filepath.Join(work, cri.HelperName)
-	build := exec.Command("go", "build", "-tags", "grpcnotrace", "-ldflags", "-s -w", "-o", helper, "skein.io/skein/cmd/skein-helper")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("build %s: %w\n%s", cri.HelperName, err, out)
+	helper, workload = filepath.Join(work, cri.HelperName), filepath.Join(work, "workload")
+	for out, pkg := range map[string]string{helper: "skein.io/skein/cmd/skein-helper", workload: "./testdata/workload"} {
+		build := exec.Command("go", "build", "-tags", "grpcnotrace", "-ldflags", "-s -w", "-o", out, pkg)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0") // static, also when the tests are not
+		if msg, err := build.CombinedOutput(); err != nil {
+			return 0, fmt.Errorf("build %s: %w\n%s", pkg, err, msg)
+		}
 	}
 	return m.Run(), nil
 }
@@ -228,16 +226,16 @@ func dial(t *testing.T, c *cri.Containerd) *cri.Runtime {
 
 const workName = "skein.local/work:1"
 
-// importWork loads an image whose program is this test binary.
+// importWork loads an image with the workload.
 func importWork(t *testing.T, c *cri.Containerd) {
 	t.Helper()
-	self, err := os.ReadFile("/proc/self/exe")
+	program, err := os.ReadFile(workload)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
-	err = image.Write(&b, image.Spec{Name: workName, Arch: runtime.GOARCH, Entrypoint: []string{"/work", "workload"},
-		Files: []image.File{{Path: "/work", Mode: 0o755, Content: self}, {Path: "/tmp", Dir: true, Mode: 0o1777}}})
+	err = image.Write(&b, image.Spec{Name: workName, Arch: runtime.GOARCH, Entrypoint: []string{"/work"},
+		Files: []image.File{{Path: "/work", Mode: 0o755, Content: program}, {Path: "/tmp", Dir: true, Mode: 0o1777}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,42 +243,6 @@ func importWork(t *testing.T, c *cri.Containerd) {
 	if err != nil || len(names) != 1 || names[0] != workName {
 		t.Fatalf("imported %v: %v", names, err)
 	}
-}
-
-// workload is the program of the containers: "exit FILE CODE" ends with CODE once FILE is there, "eat FILE" then takes 1 GiB.
-func workload(args []string) {
-	switch args[0] {
-	case "exit":
-		for {
-			if _, err := os.Stat(args[1]); err == nil {
-				break
-			}
-			time.Sleep(5 * time.Millisecond)
-		}
-		code, _ := strconv.Atoi(args[2])
-		os.Exit(code)
-	case "eat":
-		for {
-			if _, err := os.Stat(args[1]); err == nil {
-				break
-			}
-			time.Sleep(5 * time.Millisecond)
-		}
-		eat(1 << 30)
-	}
-}
-
-func eat(n int) {
-	var keep [][]byte
-	for i := 0; i < n; i += 1 << 20 {
-		b := make([]byte, 1<<20)
-		for j := 0; j < len(b); j += 4096 {
-			b[j] = 1
-		}
-		keep = append(keep, b)
-	}
-	runtime.KeepAlive(keep)
-	io.Discard.Write(keep[0])
 }
 
 // pod is a sandbox in the host's network with one container.
