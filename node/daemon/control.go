@@ -153,11 +153,34 @@ func (n *node) status() client.Status {
 	}
 	for _, x := range n.host.Status() {
 		n.reportStore(x)
-		s.Shards = append(s.Shards, client.Shard{Name: x.Shard, Leader: x.Leader.Node, Term: x.Term, Applied: x.Applied,
-			Role: string(x.Role), Voters: names(x.Voters), Spares: names(x.NonVoters)})
+		shard := client.Shard{Name: x.Shard, Leader: x.Leader.Node, Term: x.Term, Applied: x.Applied,
+			Role: string(x.Role), Voters: names(x.Voters), Spares: names(x.NonVoters)}
+		if x.Role == host.RoleNone && x.Shard == systemShard {
+			n.rolesFromGossip(&shard)
+		}
+		s.Shards = append(s.Shards, shard)
 	}
 	s.Parts = n.parts.list()
 	return s
+}
+
+// rolesFromGossip fills in what a node without a replica knows of one: what the others say that they are.
+func (n *node) rolesFromGossip(s *client.Shard) {
+	for _, m := range n.gossip.Members() {
+		if m.Verdict == health.Dead || m.Verdict == health.Left {
+			continue
+		}
+		switch host.Role(m.Tags[membership.TagRole]) {
+		case host.RoleLeader:
+			s.Leader, s.Voters = m.Name, append(s.Voters, m.Name)
+		case host.RoleVoter:
+			s.Voters = append(s.Voters, m.Name)
+		case host.RoleNonVoter:
+			s.Spares = append(s.Spares, m.Name)
+		}
+	}
+	slices.Sort(s.Voters)
+	slices.Sort(s.Spares)
 }
 
 // tokens is the token store, which only a node with a replica has.

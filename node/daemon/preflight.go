@@ -25,6 +25,10 @@ func preflight(cfg Config) error {
 	if os.Geteuid() != 0 {
 		return errors.New("a Skein node needs root: it runs containers, loads eBPF and makes network links (try: sudo skein ...)")
 	}
+	// First: to somebody who starts a node twice, four busy ports would say less.
+	if err := stateFree(cfg.StateDir); err != nil {
+		return err
+	}
 	var errs []error
 	if _, err := loader.Cgroup2Mount(); err != nil {
 		errs = append(errs, fmt.Errorf("eBPF Services need a cgroup v2 hierarchy: %w", err))
@@ -81,6 +85,19 @@ func portsFree(a netip.Addr) error {
 
 // errBusy says that another daemon uses the state directory.
 var errBusy = errors.New("another skein uses this state directory")
+
+// stateFree tells whether no daemon uses the state directory, without making anything.
+func stateFree(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, "lock")); err != nil {
+		return nil // never used; what is wrong with the directory itself, lockState will say
+	}
+	unlock, err := lockState(dir)
+	if err != nil {
+		return err
+	}
+	unlock()
+	return nil
+}
 
 // lockState makes sure that one daemon at a time uses the state directory.
 func lockState(dir string) (unlock func(), err error) {
