@@ -78,6 +78,11 @@ func Run(ctx context.Context, cfg Config, in Intent) error {
 	if err := cfg.Validate(); err != nil {
 		return fmt.Errorf("this node cannot start:\n%w", err)
 	}
+	if len(in.Join) > 0 {
+		if _, err := identity.ParseToken(in.Token); err != nil {
+			return fmt.Errorf("join: %w", err)
+		}
+	}
 	if err := preflight(cfg); err != nil {
 		return err
 	}
@@ -96,6 +101,7 @@ func Run(ctx context.Context, cfg Config, in Intent) error {
 	tuneMemory()
 	n := &node{cfg: cfg, notify: notify, log: cfg.Logger.With("node", cfg.Name), started: time.Now(), leaving: make(chan struct{})}
 	if err := n.enrol(ctx, in); err != nil {
+		discardState(cfg.StateDir)
 		return err
 	}
 	err = n.run(ctx)

@@ -118,6 +118,17 @@ func lockState(dir string) (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
+// discardState removes a state directory in which nothing but the lock was made: a node that could not be enrolled leaves
+// nothing behind.
+func discardState(dir string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 || entries[0].Name() != "lock" {
+		return
+	}
+	_ = os.Remove(filepath.Join(dir, "lock"))
+	_ = os.Remove(dir) // only when it is empty; a mount point stays
+}
+
 func writeAt(f *os.File, s string) error {
 	_, err := f.WriteAt([]byte(s), 0)
 	return err
