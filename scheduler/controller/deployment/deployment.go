@@ -224,7 +224,11 @@ func (c *deployments) claim(ctx context.Context, d *appsv1.Deployment, selector 
 // so that the status never promises what was not done.
 func (c *deployments) carryOut(ctx context.Context, key string, d *appsv1.Deployment, s step) error {
 	if s.create != nil {
-		if err := c.create(ctx, key, d, s); err != nil {
+		err := c.create(ctx, key, d, s)
+		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+			return nil // whatever is tried here fails, and soon the Deployment is gone as well
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -39,7 +39,7 @@ const (
 	settle = 2 * time.Second
 	// Between two sweeps of one namespace: doubled as long as nothing gets less.
 	firstWait   = 500 * time.Millisecond
-	longestWait = 15 * time.Second
+	longestWait = 8 * time.Second
 )
 
 type namespaces struct {

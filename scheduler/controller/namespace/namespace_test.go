@@ -203,7 +203,7 @@ func TestFinalizersHoldIt(t *testing.T) {
 		if n := controllertest.Writes(w.client, "update", "namespaces/status"); n != 0 {
 			t.Errorf("%d status updates in an hour in which nothing changed", n)
 		}
-		if n := len(w.meta.Actions()); n > 3*4*65 {
+		if n := len(w.meta.Actions()); n > 5*3600/8 {
 			t.Errorf("%d requests in an hour in which nothing changed", n)
 		}
 		w.remove(configMaps, "", true)
