@@ -32,12 +32,14 @@ type worker struct {
 	a    *Agent
 	uid  types.UID
 	wake chan struct{}
+	// verdict is why the node refuses the pod; nil: it does not.
+	verdict *lifecycle.Verdict
 
 	// mu guards what follows.
 	mu      sync.Mutex
 	pod     *corev1.Pod
 	gone    bool
-	verdict *lifecycle.Verdict
+	version int // of pod and gone, counted by update
 	// stop cancels the actions that are under way, kills tells of which sort they are, grace is that of a kill.
 	stop  context.CancelFunc
 	kills bool
@@ -84,6 +86,7 @@ func (w *worker) update(p *corev1.Pod, gone bool) {
 	}
 	ends := gone && !w.gone || p.DeletionTimestamp != nil && w.pod.DeletionTimestamp == nil
 	w.pod, w.gone = p, gone
+	w.version++
 	if w.stop != nil && (ends || w.kills && lifecycle.GraceSeconds(p) < w.grace) {
 		w.stop()
 	}
@@ -98,10 +101,10 @@ func (w *worker) refresh() {
 	w.kick()
 }
 
-func (w *worker) current() (*corev1.Pod, bool, *lifecycle.Verdict) {
+func (w *worker) current() (pod *corev1.Pod, gone bool, version int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.pod, w.gone, w.verdict
+	return w.pod, w.gone, w.version
 }
 
 // run is the life of the worker; it ends with ctx or when the pod is gone from the API and from the node.
@@ -139,7 +142,7 @@ func (w *worker) run(ctx context.Context) {
 // step observes, decides and acts once. It returns how long to wait (0: not at all; negative: for an event) and whether the
 // worker is to end.
 func (w *worker) step(ctx context.Context) (time.Duration, bool) {
-	pod, gone, verdict := w.current()
+	pod, gone, version := w.current()
 	octx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	observed, err := w.a.observe(octx, w.uid, w.cache)
 	cancel()
@@ -157,7 +160,7 @@ func (w *worker) step(ctx context.Context) (time.Duration, bool) {
 	}
 	w.startProbes(ctx, pod, rec)
 	in := lifecycle.Input{Pod: pod, Gone: gone, Observed: observed, Old: rec.Status, Containers: rec.Containers, Probes: w.probeResults(), Waits: w.waits,
-		SandboxWait: w.sandboxWait, Fail: verdict, HostIPs: w.a.cfg.hostIPs(), Now: time.Now()}
+		SandboxWait: w.sandboxWait, Fail: w.verdict, HostIPs: w.a.cfg.hostIPs(), Now: time.Now()}
 	plan := lifecycle.Step(in)
 	w.publish(pod, rec, &plan)
 	for _, e := range plan.Events {
@@ -168,7 +171,7 @@ func (w *worker) step(ctx context.Context) (time.Duration, bool) {
 		return w.finish(ctx, pod, gone)
 	}
 	if len(plan.Actions) > 0 {
-		return w.act(ctx, pod, &plan), false
+		return w.act(ctx, pod, version, &plan), false
 	}
 	return w.idle(ctx, pod, &plan), false
 }
@@ -210,12 +213,12 @@ func (w *worker) publish(pod *corev1.Pod, rec *desired.Record, plan *lifecycle.P
 	w.a.writer.enqueue(w.uid)
 }
 
-// act carries out the actions. A failed one ends the round; the next step decides anew.
-func (w *worker) act(ctx context.Context, pod *corev1.Pod, plan *lifecycle.Plan) time.Duration {
+// act carries out the actions. A failed one ends the round, and so does a newer version of the pod; the next step decides anew.
+func (w *worker) act(ctx context.Context, pod *corev1.Pod, version int, plan *lifecycle.Plan) time.Duration {
 	for _, action := range plan.Actions {
 		actx, cancel := context.WithCancel(ctx)
 		w.mu.Lock()
-		if w.pod != pod { // changed meanwhile: decide again
+		if w.version != version { // changed meanwhile: decide again
 			w.mu.Unlock()
 			cancel()
 			return 0
