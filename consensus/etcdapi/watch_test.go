@@ -289,6 +289,13 @@ func TestReplicaStops(t *testing.T) {
 	if _, err := cl.KV.Get(ctx, "/a", clientv3.WithSerializable()); err == nil {
 		t.Error("a read on a stopped replica")
 	}
+	// It goes on where it was, with a new client.
+	if err := c.Nodes[0].Host().StartReplica(ctx, storetest.Shard, 1); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := c.Nodes[0].Client().KV.Get(ctx, "/a"); err != nil || len(r.Kvs) != 1 || string(r.Kvs[0].Value) != "1" {
+		t.Errorf("after a new start: %v %v", r, err)
+	}
 }
 
 func TestErrorKeepsIdentity(t *testing.T) {

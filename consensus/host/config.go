@@ -48,8 +48,9 @@ type Config struct {
 	Name func(nodeHostID string) string
 
 	// OnRemoved is told that a replica here has lost its membership and has been
-	// stopped. It is called without locks held, once a start of the replica, and
-	// may call Host methods other than Close. Optional.
+	// stopped; Removed.Clear deletes what is left of it. It is called after New,
+	// without locks held, once a start of the replica, and may call methods of the
+	// Host other than Close. Optional.
 	OnRemoved func(Removed)
 
 	// Shards is the table of all shards. Default shard.Default().

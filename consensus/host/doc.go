@@ -10,7 +10,7 @@
 //	                          StartReplica
 //	after a restart           New alone: the replicas on disk start by themselves
 //	removed from a shard      OnRemoved is called once the replica has stopped;
-//	                          StopReplica(..., true) deletes what is left of it
+//	                          Removed.Clear deletes what is left of it
 //
 // Ordering: a write is visible to every read of the same replica when its call
 // returns, and to linearizable reads of all replicas. Lead's function starts

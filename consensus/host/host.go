@@ -41,6 +41,7 @@ type Host struct {
 	ctx    context.Context // ends when Close begins
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+	opened chan struct{} // closed at the end of New
 
 	// op serialises starting and stopping replicas. It is never taken by a
 	// callback of dragonboat.
@@ -69,7 +70,7 @@ func New(cfg Config) (*Host, error) {
 	if err := adoptHostname(raftDir); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
-	h := &Host{cfg: cfg, log: log, replicas: map[shard.ID]*replica{}, subs: map[chan struct{}]bool{}}
+	h := &Host{cfg: cfg, log: log, opened: make(chan struct{}), replicas: map[shard.ID]*replica{}, subs: map[chan struct{}]bool{}}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	var err error
 	if h.terms, err = openTerms(filepath.Join(cfg.Dir, "term")); err != nil {
@@ -83,10 +84,11 @@ func New(cfg Config) (*Host, error) {
 	}
 	h.ids = idutil.NewGenerator(uint16(fnv(h.nh.ID())), time.Now())
 	if err := h.restart(); err != nil {
-		h.cancel()
-		h.nh.Close()
+		err = errors.Join(err, h.shutDown())
+		h.wg.Wait()
 		return nil, err
 	}
+	close(h.opened)
 	return h, nil
 }
 
@@ -402,6 +404,9 @@ func (h *Host) Close(ctx context.Context) error {
 func (h *Host) shutDown() error {
 	h.op.Lock()
 	defer h.op.Unlock()
+	h.mu.Lock()
+	h.closed = true
+	h.mu.Unlock()
 	h.cancel()
 	h.mu.RLock()
 	var rs []*replica

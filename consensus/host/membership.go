@@ -29,6 +29,13 @@ type Removed struct {
 	Replica uint64
 	// Reason says how it is known.
 	Reason string
+
+	h *Host
+}
+
+// Clear deletes what is left of the replica (Host.StopReplica with removeData).
+func (r Removed) Clear(ctx context.Context) error {
+	return r.h.StopReplica(ctx, r.Shard, r.Replica, true)
 }
 
 // Membership of a shard.
@@ -222,7 +229,11 @@ func (r *replica) removalLoop() {
 		r.h.op.Lock()
 		r.h.stop(r)
 		r.h.op.Unlock()
-		r.h.cfg.OnRemoved(Removed{Shard: r.shard.Name, Replica: r.id, Reason: reason})
+		select {
+		case <-r.h.opened:
+			r.h.cfg.OnRemoved(Removed{Shard: r.shard.Name, Replica: r.id, Reason: reason, h: r.h})
+		case <-r.h.ctx.Done():
+		}
 	}
 }
 

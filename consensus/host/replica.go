@@ -30,6 +30,9 @@ const (
 	// retryPause bounds how soon a request that found no leader is tried again; a
 	// new leader wakes it earlier.
 	retryPause = 20 * time.Millisecond
+	// unloadTimeout is how long the start of a replica waits for the end of the one
+	// before.
+	unloadTimeout = 10 * time.Second
 )
 
 // replica is this node's replica of one shard. It implements etcdapi.Replica.
@@ -84,9 +87,14 @@ func newReplica(h *Host, s shard.Shard, id uint64) *replica {
 }
 
 // start runs the replica; it returns when the local state is open.
-func (r *replica) start(initial map[uint64]dragonboat.Target, join bool) error {
+func (r *replica) start(initial map[uint64]dragonboat.Target, join bool) (err error) {
+	defer func() {
+		if p := recover(); p != nil { // dragonboat's answer to a log that it cannot read
+			err = fmt.Errorf("replica %d: %v", r.id, p)
+		}
+	}()
 	c := r.h.cfg
-	err := r.h.nh.StartOnDiskReplica(initial, join, func(uint64, uint64) dsm.IOnDiskStateMachine { return r.machine }, config.Config{
+	raft := config.Config{
 		ShardID: uint64(r.shard.ID), ReplicaID: r.id,
 		ElectionRTT: c.ElectionRTT, HeartbeatRTT: c.HeartbeatRTT, CheckQuorum: true, PreVote: true,
 		SnapshotEntries: c.SnapshotEntries, CompactionOverhead: c.CompactionOverhead,
@@ -96,7 +104,15 @@ func (r *replica) start(initial map[uint64]dragonboat.Target, join bool) error {
 		// without the flag; a promotion that is in the log or in a snapshot makes
 		// it a voter again.
 		IsNonVoting: r.id != founder,
-	})
+	}
+	machine := func(uint64, uint64) dsm.IOnDiskStateMachine { return r.machine }
+	// A replica that was stopped a moment ago is still being unloaded.
+	for end := time.Now().Add(unloadTimeout); ; time.Sleep(commandPause) {
+		err = r.h.nh.StartOnDiskReplica(initial, join, machine, raft)
+		if !errors.Is(err, dragonboat.ErrShardAlreadyExist) || time.Now().After(end) {
+			break
+		}
+	}
 	if err != nil {
 		return err
 	}

@@ -373,7 +373,7 @@ func TestRemovedWhileAway(t *testing.T) {
 	if _, ok := h2.Client(storetest.Shard); ok || h2.Ready(storetest.Shard) {
 		t.Error("the removed replica serves")
 	}
-	if err := h2.StopReplica(bg, storetest.Shard, r.Replica, true); err != nil {
+	if err := r.Clear(bg); err != nil {
 		t.Fatal(err)
 	}
 	c.Nodes[2].Stop()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -51,8 +52,9 @@ type Config struct {
 	Members func() []Node
 	// Policy; the zero value means the defaults.
 	Policy Policy
-	// Interval between two looks; default 1 s. Changes in the store wake it
-	// earlier.
+	// Interval between two looks while something is to be done; default 1 s. When
+	// all is as it should be, a look is due after ten of them, or when a node or
+	// the store changes.
 	Interval time.Duration
 	Logger   *slog.Logger
 }
@@ -64,6 +66,9 @@ const (
 	orderTimeout = 5 * time.Second
 	// leavingPrefix and a NodeHostID is the key of the mark of a node that leaves.
 	leavingPrefix = "/skein/members/leaving/"
+	// idleTicks is how many intervals pass without a look when all is well: a look
+	// asks every replica over the network.
+	idleTicks = 10
 	// maxSteps bounds the steps of one look; more follow in the next.
 	maxSteps = 16
 )
@@ -111,15 +116,21 @@ func (m *Manager) Run(ctx context.Context, term uint64) {
 	defer unsubscribe()
 	tick := time.NewTicker(m.cfg.Interval)
 	defer tick.Stop()
+	seen, idle, due := "", 0, true
 	for {
-		for _, s := range m.cfg.Store.Shards().Shards() {
-			m.look(ctx, s.Name, term)
+		if now := m.signature(ctx); due || now != seen || idle >= idleTicks || !m.settled() {
+			seen, idle = now, 0
+			for _, s := range m.cfg.Store.Shards().Shards() {
+				m.look(ctx, s.Name, term)
+			}
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			idle, due = idle+1, false
 		case <-changes:
+			due = true
 			select { // a change comes with others: a short breath for all of them
 			case <-time.After(m.cfg.Interval / 5):
 			case <-ctx.Done():
@@ -129,11 +140,37 @@ func (m *Manager) Run(ctx context.Context, term uint64) {
 	}
 }
 
+// signature is equal while nothing about the nodes has changed that Plan looks at.
+func (m *Manager) signature(ctx context.Context) string {
+	policy := m.cfg.Policy.withDefaults()
+	var b strings.Builder
+	for _, n := range m.cfg.Members() {
+		fmt.Fprintf(&b, "%q %q %q %v %v %v %v\n", n.ID, n.Zone, n.Voter, n.State, n.Leaving, n.For >= policy.JoinAfter, n.For >= policy.ReplaceAfter)
+	}
+	leaving, err := m.leaving(ctx)
+	fmt.Fprintln(&b, slices.Sorted(maps.Keys(leaving)), err)
+	return b.String()
+}
+
+// settled: the last look at every shard found nothing to do, nor to wait for.
+func (m *Manager) settled() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.cfg.Store.Shards().Shards() {
+		d, ok := m.decision[s.Name]
+		if !ok || d.Step.Action != Nothing || len(d.Blocked) > 0 || len(m.down)+len(m.lagging) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // look plans and executes steps until there is nothing to do at once.
 func (m *Manager) look(ctx context.Context, shardName string, term uint64) {
 	for range maxSteps {
 		in, decidedOn, err := m.gather(ctx, shardName)
 		if err != nil {
+			m.forget(shardName)
 			if ctx.Err() == nil {
 				m.log.Debug("cannot look at the shard", "shard", shardName, "error", err)
 			}
@@ -155,6 +192,13 @@ func (m *Manager) look(ctx context.Context, shardName string, term uint64) {
 			return // its effect needs a moment
 		}
 	}
+}
+
+// forget the decision of a shard, so that the next tick looks again.
+func (m *Manager) forget(shardName string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.decision, shardName)
 }
 
 func (m *Manager) name(id string) string {
@@ -265,9 +309,16 @@ func (m *Manager) probe(ctx context.Context, shardName string, replicas []Replic
 		}
 		return max(now.Sub(set[key]), 1)
 	}
+	present := map[string]bool{}
+	defer func() {
+		for _, set := range []map[string]time.Time{m.down, m.lagging} {
+			maps.DeleteFunc(set, func(key string, _ time.Time) bool { return strings.HasPrefix(key, shardName+"/") && !present[key] })
+		}
+	}()
 	for i := range replicas {
 		r, p := &replicas[i], progress[i]
 		key := fmt.Sprintf("%s/%d", shardName, r.ID)
+		present[key] = true
 		r.Running = p.Replica == r.ID
 		r.CaughtUp = r.Running && p.Ready && p.Applied+behind >= newest
 		r.NotRunningFor = since(m.down, key, !r.Running)

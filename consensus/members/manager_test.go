@@ -35,7 +35,7 @@ func newFleet(t *testing.T, n int) *fleet {
 		cfg.OnRemoved = func(r host.Removed) {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			defer cancel()
-			if err := f.c.Nodes[i].Host().StopReplica(ctx, r.Shard, r.Replica, true); err != nil && !errors.Is(err, host.ErrClosed) {
+			if err := r.Clear(ctx); err != nil && !errors.Is(err, host.ErrClosed) {
 				t.Errorf("node %d: %v", i, err)
 			}
 		}
