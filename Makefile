@@ -23,8 +23,26 @@ deps: ## what the distribution must provide (runc, ip, nft)
 bin/kubectl: go.mod ## upstream's kubectl, to try the cluster with
 	$(GO) -ldflags "$(subst $(VERSION),$(KUBE),$(LDFLAGS))" -o $@ k8s.io/kubernetes/cmd/kubectl
 
-# The packages that have no multi-node tests; all with the race detector.
-UNIT = $(shell go list -tags $(TAGS) ./... | grep -v -e /test/e2e -e /test/warm)
+demo: ## three nodes on this machine, a Deployment, the death of the leader, all measured; the cluster stays up
+	@test/deps.sh demo
+	@echo "building (the first time takes minutes)"
+	@$(MAKE) --no-print-directory -s build bin/skein-demo
+	@bin/skein-demo up
+
+demo-down: ## removes the demo, and proves that nothing of it is left
+	@test/deps.sh demo-down
+	@$(MAKE) --no-print-directory -s bin/skein-demo
+	@bin/skein-demo down
+
+.PHONY: bin/skein-demo # go knows what is new
+bin/skein-demo:
+	$(GO) -ldflags "-s -w" -o $@ ./test/demo
+
+# All packages but the multi-node tests run with the race detector. Those that measure time on real sockets and disks run one
+# after the other, so that they do not judge each other's load.
+PKGS = $(shell go list -tags $(TAGS) ./... | grep -v -e /test/e2e -e /test/warm)
+TIMED := /gossip/membership /consensus/ /datapath/loader /node/cri /node/agent/real /test/cluster /node/api$$
+RACE = CGO_ENABLED=1 go test -race -tags $(TAGS) -ldflags "$(KUBELD)" -timeout 20m -json
 
 test: deps fmt vet build unit e2e ## everything that CI runs
 
@@ -35,7 +53,8 @@ vet:
 	CGO_ENABLED=0 go vet -tags $(TAGS) ./...
 
 unit: ## unit tests, fuzz seeds, layering and drift of generated code, with -race
-	set -o pipefail; CGO_ENABLED=1 go test -race -tags $(TAGS) -ldflags "$(KUBELD)" -timeout 20m -json $(UNIT) | go run ./test/report
+	@set -o pipefail; timed=$$(printf '%s\n' $(PKGS) | grep $(addprefix -e ,$(TIMED))); rest=$$(printf '%s\n' $(PKGS) | grep -v $(addprefix -e ,$(TIMED))); \
+	{ a=0; $(RACE) $$rest || a=1; $(RACE) -p 1 $$timed || a=1; exit $$a; } | go run ./test/report
 
 e2e: build ## multi-node tests on the namespaces harness
 	set -o pipefail; CGO_ENABLED=0 go test -tags $(TAGS) -count=1 -timeout 25m -json ./test/e2e/... | go run ./test/report

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -283,6 +284,10 @@ func (s *state) remove(ctx context.Context) error {
 	}
 	for _, n := range s.Nodes {
 		errs = append(errs, deleteNetns(ctx, s.netns(n)))
+	}
+	// The kernel would remove this one together with its other end, but only some time after the namespace has gone.
+	if _, err := net.InterfaceByName(s.hostLink()); err == nil {
+		errs = append(errs, run(ctx, "", "ip", "link", "del", s.hostLink()))
 	}
 	errs = append(errs, deleteNetns(ctx, s.fabric()))
 	// Should a process have mounted something outside of its node's mount namespace.
