@@ -151,7 +151,7 @@ func (n *node) startHost() (*host.Host, error) {
 		},
 		OnRemoved: func(r host.Removed) {
 			n.log.Info("this node's replica has been removed from the shard", "shard", r.Shard, "why", r.Reason)
-			n.logIf("delete the removed replica", n.host.StopReplica(context.Background(), r.Shard, r.Replica, true))
+			n.logIf("delete the removed replica", r.Clear(context.Background()))
 		},
 		Logger: n.log.With("part", "store"),
 	})
