@@ -88,6 +88,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	}
 	a.started = time.Now()
+	defer a.prober.Wait()
 	defer a.wg.Wait()
 	a.wg.Go(func() { a.writer.run(ctx) })
 	a.wg.Go(func() { a.watchRuntime(ctx) })

@@ -127,6 +127,9 @@ func (w *worker) sandboxConfig(pod *corev1.Pod, attempt uint32) (*runtimeapi.Pod
 	if rc := pod.Spec.RuntimeClassName; rc != nil && *rc != "" {
 		return nil, fmt.Errorf("RuntimeClass %q: this node has only the default runtime", *rc)
 	}
+	if hu := pod.Spec.HostUsers; hu != nil && !*hu {
+		return nil, errors.New("hostUsers is false: this node does not support user namespaces, and does not run such a pod without one")
+	}
 	dns, err := w.a.dnsConfig(pod)
 	if err != nil {
 		return nil, err

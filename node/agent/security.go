@@ -152,6 +152,7 @@ func (w *worker) containerSecurity(pod *corev1.Pod, spec *corev1.Container) (*ru
 	if !sc.Privileged && (e.ProcMount == nil || *e.ProcMount == corev1.DefaultProcMount) {
 		sc.MaskedPaths, sc.ReadonlyPaths = maskedPaths, readonlyPaths
 	}
+	sc.Apparmor = apparmor(e.AppArmorProfile)
 	var err error
 	sc.Seccomp, err = w.a.seccomp(e.SeccompProfile, sc.Privileged)
 	return sc, err
@@ -183,6 +184,24 @@ func (a *Agent) seccomp(p *corev1.SeccompProfile, privileged bool) (*runtimeapi.
 		out.LocalhostRef = filepath.Join(a.cfg.StateDir, "seccomp", *p.LocalhostProfile)
 	}
 	return out, nil
+}
+
+// apparmor passes an explicit profile on; a runtime that cannot enforce it says so.
+func apparmor(p *corev1.AppArmorProfile) *runtimeapi.SecurityProfile {
+	if p == nil {
+		return nil
+	}
+	switch p.Type {
+	case corev1.AppArmorProfileTypeUnconfined:
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
+	case corev1.AppArmorProfileTypeLocalhost:
+		out := &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost}
+		if p.LocalhostProfile != nil {
+			out.LocalhostRef = *p.LocalhostProfile
+		}
+		return out
+	}
+	return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
 }
 
 func selinux(o *corev1.SELinuxOptions) *runtimeapi.SELinuxOption {

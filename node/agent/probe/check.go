@@ -131,14 +131,15 @@ func newClient() *http.Client {
 	}
 }
 
-// check does one probe. ctx carries the timeout.
+// check does one probe.
 func (p *Prober) check(ctx context.Context, t Target, spec *corev1.Probe) (Outcome, string) {
 	timeout := time.Duration(max(spec.TimeoutSeconds, 1)) * time.Second
+	if spec.Exec != nil {
+		return p.exec(ctx, t, spec.Exec.Command, timeout)
+	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	switch {
-	case spec.Exec != nil:
-		return p.exec(ctx, t, spec.Exec.Command, timeout)
 	case spec.HTTPGet != nil:
 		return p.http(ctx, t, spec.HTTPGet)
 	case spec.TCPSocket != nil:
@@ -164,7 +165,7 @@ func (p *Prober) check(ctx context.Context, t Target, spec *corev1.Probe) (Outco
 
 func (p *Prober) exec(ctx context.Context, t Target, cmd []string, timeout time.Duration) (Outcome, string) {
 	// The runtime keeps the time and kills the command; the context is only a net below it.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout+10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, timeout+10*time.Second)
 	defer cancel()
 	stdout, stderr, err := p.cfg.Exec(ctx, t.ContainerID, cmd, timeout)
 	out := string(append(stdout, stderr...))

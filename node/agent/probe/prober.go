@@ -57,12 +57,12 @@ type Prober struct {
 	// mu guards running.
 	mu      sync.Mutex
 	running map[string]*container
+	wg      sync.WaitGroup
 }
 
 type container struct {
 	t      Target
 	cancel context.CancelFunc
-	wg     sync.WaitGroup
 	// mu guards results and startDone.
 	mu        sync.Mutex
 	results   lifecycle.Probes
@@ -113,27 +113,29 @@ func (p *Prober) Start(ctx context.Context, t Target) {
 		c.isStarted = true
 		close(c.startDone)
 	} else {
-		c.wg.Go(func() { p.loop(ctx, c, Startup, t.Container.StartupProbe) })
+		p.wg.Go(func() { p.loop(ctx, c, Startup, t.Container.StartupProbe) })
 	}
 	if s := t.Container.LivenessProbe; s != nil {
-		c.wg.Go(func() { p.loop(ctx, c, Liveness, s) })
+		p.wg.Go(func() { p.loop(ctx, c, Liveness, s) })
 	}
 	if s := t.Container.ReadinessProbe; s != nil {
-		c.wg.Go(func() { p.loop(ctx, c, Readiness, s) })
+		p.wg.Go(func() { p.loop(ctx, c, Readiness, s) })
 	}
 }
 
-// Stop ends the probes of a container and waits for them.
+// Stop ends the probes of a container. It does not wait for a check that is under way, whose result no longer counts.
 func (p *Prober) Stop(id string) {
 	p.mu.Lock()
-	c := p.running[id]
-	delete(p.running, id)
-	p.mu.Unlock()
-	if c != nil {
+	defer p.mu.Unlock()
+	if c := p.running[id]; c != nil {
 		c.cancel()
-		c.wg.Wait()
+		delete(p.running, id)
 	}
 }
+
+// Wait waits until all probes have ended, those that were stopped and, after the end of their context, all others. Nothing
+// may be started meanwhile.
+func (p *Prober) Wait() { p.wg.Wait() }
 
 // StopLiveness ends nothing but makes a failing liveness or startup probe harmless: it is called when the pod terminates.
 // Readiness goes on, so that a pod that still serves while it terminates is reported rightly.
