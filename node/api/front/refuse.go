@@ -20,14 +20,16 @@ type outage struct {
 	failed []error
 }
 
-func (o *outage) begin(known int, failed []error, now time.Time) {
+// begin notes a connection that could not be passed on, and tells whether it is the first one of this outage.
+func (o *outage) begin(known int, failed []error, now time.Time) (first bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.since.IsZero() {
+	if first = o.since.IsZero(); first {
 		o.since = now
 		o.on.Store(true)
 	}
 	o.known, o.failed = known, failed
+	return first
 }
 
 func (o *outage) end() {

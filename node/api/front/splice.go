@@ -56,8 +56,9 @@ func (f *Front) passOn(ctx context.Context, c *conn) bool {
 		f.copyBoth(ctx, &splice{target: t.Name, from: c, to: to})
 		return true
 	}
-	f.outage.begin(len(all), failed, time.Now())
-	f.cfg.Logger.Warn("no API replica can be reached", "known", len(all), "error", errors.Join(failed...))
+	if f.outage.begin(len(all), failed, time.Now()) { // clients ask again and again
+		f.cfg.Logger.Warn("no API replica can be reached", "known", len(all), "error", errors.Join(failed...))
+	}
 	return false
 }
 
