@@ -1,19 +1,24 @@
 package real
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -157,6 +162,50 @@ func (c *realCluster) create(ns string) {
 	}
 }
 
+// agentSpec is what an agent needs to run, here or in a process of its own.
+type agentSpec struct {
+	Host              string
+	CA, Cert, Key     []byte
+	Dir, Cgroups      string
+	Endpoint, ExitDir string
+}
+
+func (c *realCluster) spec() agentSpec {
+	return agentSpec{Host: c.node.Host, CA: c.node.CAData, Cert: c.node.CertData, Key: c.node.KeyData, Dir: c.dir, Cgroups: c.cgroups,
+		Endpoint: c.ctrd.Endpoint(), ExitDir: c.ctrd.ExitDir()}
+}
+
+// newAgent opens the state and makes an agent; run runs both until ctx ends.
+func newAgent(ctx context.Context, s agentSpec, log *slog.Logger) (store *desired.Store, run func(context.Context) error, err error) {
+	client, err := kubernetes.NewForConfig(&restclient.Config{Host: s.Host, QPS: -1, TLSClientConfig: restclient.TLSClientConfig{CAData: s.CA, CertData: s.Cert, KeyData: s.Key}})
+	if err != nil {
+		return nil, nil, err
+	}
+	rt, err := cri.Dial(ctx, cri.DialConfig{Endpoint: s.Endpoint, ExitDir: s.ExitDir})
+	if err != nil {
+		return nil, nil, err
+	}
+	if store, err = desired.Open(filepath.Join(s.Dir, "desired.db"), log); err != nil {
+		return nil, nil, err
+	}
+	events := record.NewBroadcaster()
+	events.StartRecordingToSink(&typedcore.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	a, err := agent.New(agent.Config{NodeName: "n1", NodeIPs: []netip.Addr{netip.MustParseAddr(nodeAddress)}, Client: client, Desired: store,
+		Runtime: rt, Images: rt.Images, StateDir: filepath.Join(s.Dir, "state"), CgroupRoot: s.Cgroups, Zone: "z1", Logger: log,
+		Recorder: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kubelet", Host: "n1"})})
+	if err != nil {
+		return nil, nil, err
+	}
+	return store, func(ctx context.Context) error {
+		done := make(chan error, 2)
+		go func() { done <- store.Run(ctx, client, "n1") }()
+		go func() { done <- a.Run(ctx) }()
+		err := errors.Join(<-done, <-done)
+		events.Shutdown()
+		return errors.Join(err, store.Close(), rt.Close(context.Background()))
+	}, nil
+}
+
 // startAgent runs the agent, as a daemon would, until stop or the end of the test.
 func (c *realCluster) startAgent() {
 	t := c.t
@@ -165,23 +214,14 @@ func (c *realCluster) startAgent() {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	client := kubernetes.NewForConfigOrDie(c.node)
-	var err error
-	if c.desired, err = desired.Open(filepath.Join(c.dir, "desired.db"), log); err != nil {
-		t.Fatal(err)
-	}
-	events := record.NewBroadcaster()
-	events.StartRecordingToSink(&typedcore.EventSinkImpl{Interface: client.CoreV1().Events("")})
-	a, err := agent.New(agent.Config{NodeName: "n1", NodeIPs: []netip.Addr{netip.MustParseAddr(nodeAddress)}, Client: client, Desired: c.desired,
-		Runtime: c.rt, Images: c.rt.Images, StateDir: filepath.Join(c.dir, "state"), CgroupRoot: c.cgroups, Zone: "z1", Logger: log,
-		Recorder: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kubelet", Host: "n1"})})
+	store, run, err := newAgent(t.Context(), c.spec(), log)
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.desired = store
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 2)
-	go func() { done <- c.desired.Run(ctx, client, "n1") }()
-	go func() { done <- a.Run(ctx) }()
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
 	stopped := false
 	c.stop = func() {
 		if stopped {
@@ -189,17 +229,41 @@ func (c *realCluster) startAgent() {
 		}
 		stopped = true
 		cancel()
-		for range 2 {
-			if err := <-done; err != nil {
-				t.Errorf("agent: %v", err)
-			}
-		}
-		events.Shutdown()
-		if err := c.desired.Close(); err != nil {
-			t.Errorf("desired: %v", err)
+		if err := <-done; err != nil {
+			t.Errorf("agent: %v", err)
 		}
 	}
 	t.Cleanup(c.stop)
+}
+
+// agentProcess starts an agent as a process of its own.
+func (c *realCluster) agentProcess() *exec.Cmd {
+	c.t.Helper()
+	in, err := json.Marshal(c.spec())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe", "agent")
+	cmd.Stdin, cmd.Stderr, cmd.Env = bytes.NewReader(in), os.Stderr, os.Environ()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // nothing outlives a killed test
+	if err := cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { _ = cmd.Process.Kill() })
+	return cmd
+}
+
+// agentMain is that process: it works until it is killed.
+func agentMain() error {
+	var s agentSpec
+	if err := json.NewDecoder(os.Stdin).Decode(&s); err != nil {
+		return err
+	}
+	_, run, err := newAgent(context.Background(), s, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	return run(context.Background())
 }
 
 // run creates a pod bound to the node.

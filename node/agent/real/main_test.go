@@ -43,6 +43,10 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "containerd" {
 		containerd.Exit(os.Args[2:])
 	}
+	if len(os.Args) > 1 && os.Args[1] == "agent" {
+		fmt.Fprintln(os.Stderr, "agent:", agentMain())
+		os.Exit(1)
+	}
 	if os.Geteuid() != 0 {
 		fmt.Println("SKIP: these tests start containers and need root")
 		return

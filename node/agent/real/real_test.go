@@ -175,6 +175,7 @@ func TestReal(t *testing.T) {
 	})
 	t.Run("idle", func(t *testing.T) { testIdle(t, c) })
 	t.Run("restart", func(t *testing.T) { testRestart(t, c) })
+	t.Run("kill", func(t *testing.T) { testKill(t, c) })
 	t.Run("cut off", func(t *testing.T) { testCutOff(t, c) })
 }
 

@@ -9,7 +9,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // testIdle checks that nothing is written while nothing happens.
@@ -135,4 +137,57 @@ func testCutOff(t *testing.T, c *realCluster) {
 	c.node.Host = good
 	c.startAgent()
 	c.wait("keep", "its restart told", func(p *corev1.Pod) bool { return status(p, "c").RestartCount > 0 && ready(p) })
+}
+
+// testKill kills the agent's process again and again while pods start, and lets another one finish: each pod runs once.
+func testKill(t *testing.T, c *realCluster) {
+	c.t = t
+	c.stop()
+	const n = 8
+	for i := range n {
+		c.run(appPod(fmt.Sprintf("kill%d", i)))
+	}
+	for i := range 6 {
+		p := c.agentProcess()
+		time.Sleep(time.Duration(150+100*i) * time.Millisecond)
+		if err := p.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = p.Wait()
+	}
+	c.startAgent()
+	uids := map[string]string{}
+	for i := range n {
+		p := c.wait(fmt.Sprintf("kill%d", i), "Ready", ready)
+		uids[string(p.UID)] = p.Name
+	}
+	cs, err := c.rt.ListContainers(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	live := map[string]int{}
+	for _, k := range cs {
+		if name := uids[k.Labels["io.kubernetes.pod.uid"]]; name != "" && k.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			live[name]++
+		}
+	}
+	boxes, err := c.rt.ListPodSandbox(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range boxes {
+		if name := uids[b.Metadata.Uid]; name != "" && b.State == runtimeapi.PodSandboxState_SANDBOX_READY {
+			live[name] += 100
+		}
+	}
+	for _, name := range uids {
+		if live[name] != 101 {
+			t.Errorf("pod %s has %d ready sandboxes and %d running containers", name, live[name]/100, live[name]%100)
+		}
+	}
+	for uid, name := range uids {
+		c.delete(name, 1)
+		c.gone(name)
+		c.nothingLeft(t, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: types.UID(uid)}})
+	}
 }
