@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	etcdclient "go.etcd.io/etcd/client/v3/kubernetes"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -25,6 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 	restclient "k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
 	"skein.io/skein/gossip/identity"
 	"skein.io/skein/node/api/internal/testetcd"
 )
@@ -50,6 +52,8 @@ type running struct {
 var cluster *fixture
 
 func TestMain(m *testing.M) {
+	// The testing package replaces os.Stderr when it runs (golang/go#33419), while the servers below log already.
+	klog.SetLogger(logr.Discard())
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "api-test")
 		if err != nil {
