@@ -28,8 +28,9 @@ import (
 const (
 	// nodePeriod is how often the node's state is read. It is written only when it changed.
 	nodePeriod = 10 * time.Second
-	// nodeStarting applies until the node was Ready once.
+	// nodeStarting applies until the node was Ready once; it begins with nodeFirst and doubles.
 	nodeStarting = 500 * time.Millisecond
+	nodeFirst    = 50 * time.Millisecond
 	// nodeRetry is the pause after a failed write.
 	nodeRetry = 2 * time.Second
 	// imagesPeriod is how often the image list is read.
@@ -94,6 +95,7 @@ func (a *Agent) reportNode(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var last *corev1.Node
+	starting := nodeFirst
 	for {
 		select {
 		case <-ctx.Done():
@@ -115,7 +117,8 @@ func (a *Agent) reportNode(ctx context.Context) {
 			a.cfg.Logger.Warn("node status not written, tried again", "node", a.cfg.NodeName, "err", err)
 			next = nodeRetry
 		} else if !r.ready {
-			next = nodeStarting
+			next = starting
+			starting = min(2*starting, nodeStarting)
 		}
 		timer.Reset(next)
 	}

@@ -43,7 +43,7 @@ type Config struct {
 	// Replicas gives the other nodes that serve the API, or did: all that are not known to be dead.
 	// Connections to a node that is no longer among them are closed.
 	Replicas func() []Target
-	// Changed gives a channel that gets a value after Replicas changed, and what unsubscribes.
+	// Changed gives a channel that gets a value after Replicas or Local changed, and what unsubscribes.
 	Changed func() (<-chan struct{}, func())
 
 	// ServingCert gives the certificate of the API, while Local serves. See Minter.
@@ -58,6 +58,8 @@ type Config struct {
 
 	// DialTimeout is how long one node may take to accept. Default 2 s.
 	DialTimeout time.Duration
+	// Patience is how long a connection is held while nobody serves, before it is refused. Default 3 s.
+	Patience time.Duration
 	// FirstByteTimeout is how long a client may take to say anything. Default 10 s.
 	FirstByteTimeout time.Duration
 	// ShutdownTimeout is how long requests may take to finish when Run ends. Default 3 s.
@@ -78,6 +80,7 @@ func (c *Config) setDefaults() {
 		}
 	}
 	def(&c.DialTimeout, 2*time.Second)
+	def(&c.Patience, 3*time.Second)
 	def(&c.FirstByteTimeout, 10*time.Second)
 	def(&c.ShutdownTimeout, 3*time.Second)
 	if c.MaxConns == 0 {
@@ -113,6 +116,7 @@ func (c *Config) Validate() error {
 	need(c.NodeCert != nil, "NodeCert is nil")
 	need(c.ClientCA != nil, "ClientCA is nil")
 	need(c.DialTimeout > 0, "DialTimeout is not positive")
+	need(c.Patience > 0, "Patience is not positive")
 	need(c.FirstByteTimeout > 0, "FirstByteTimeout is not positive")
 	need(c.ShutdownTimeout > 0, "ShutdownTimeout is not positive")
 	need(c.MaxConns > 0, "MaxConns is not positive")

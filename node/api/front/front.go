@@ -152,12 +152,42 @@ func (f *Front) accept(ctx, life context.Context, wg *sync.WaitGroup, l net.List
 		}
 		counted := &conn{Conn: c}
 		forget := context.AfterFunc(life, func() { counted.Close() })
+		wg.Add(1) // Run returns when the last one is closed
 		counted.closed = func() {
 			forget()
 			f.conns.Add(-1)
+			wg.Done()
 		}
 		wg.Go(func() { f.decide(ctx, counted) })
 	}
+}
+
+// elsewhere passes a connection on, unless this node serves. While nobody does it holds it for a moment: a node that starts or
+// a store between two leaders serves again before clients would come back after a refusal, which makes them wait a second or more.
+func (f *Front) elsewhere(ctx context.Context, c *conn) bool {
+	if f.cfg.Local() != nil {
+		return false
+	}
+	if f.passOn(ctx, c) {
+		return true
+	}
+	changed, unsubscribe := f.cfg.Changed()
+	defer unsubscribe()
+	enough := time.NewTimer(f.cfg.Patience)
+	defer enough.Stop()
+	for f.cfg.Local() == nil {
+		if f.passOn(ctx, c) {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-enough.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return false
 }
 
 // decide sends a connection where it belongs.
@@ -170,7 +200,7 @@ func (f *Front) decide(ctx context.Context, c *conn) {
 	}
 	// What another front passed on ends here in any case: two fronts that each take the other for
 	// a server would pass it to and fro.
-	if f.cfg.Local() == nil && !forwarded && f.passOn(ctx, c) {
+	if !forwarded && f.elsewhere(ctx, c) {
 		return
 	}
 	if !f.local.give(c) {

@@ -111,7 +111,7 @@ func (c *cluster) start(name string, h http.Handler, change ...func(*Config)) *n
 		return &crt, err
 	}
 	cfg := Config{
-		NodeName: name, Listeners: []net.Listener{l}, ClientCA: c.pool,
+		NodeName: name, Listeners: []net.Listener{l}, ClientCA: c.pool, Patience: 20 * time.Millisecond,
 		Local: func() http.Handler {
 			if h := n.local.Load(); h != nil {
 				return *h
@@ -298,6 +298,39 @@ func TestRefusesWithReason(t *testing.T) {
 	c.setTargets(back.target(time.Millisecond))
 	if _, body := c.mustGet(cl, thin, "/who"); body != "back x" {
 		t.Fatalf("answer %q, want back's", body)
+	}
+}
+
+// A connection that comes while nobody serves is answered as soon as somebody does, here or elsewhere.
+func TestHoldsConnections(t *testing.T) {
+	long := func(cfg *Config) { cfg.Patience = patience }
+	for _, where := range []string{"here", "elsewhere"} {
+		t.Run(where, func(t *testing.T) {
+			c := newCluster(t)
+			a, other := c.start("a", nil, long), c.start("other", whoAmI("other"))
+			asked := make(chan string, 1)
+			go func() {
+				_, body, err := c.get(c.client("x"), a, "/who")
+				if err != nil {
+					body = err.Error()
+				}
+				asked <- body
+			}()
+			for !a.outage.on.Load() { // until it was found that nobody serves
+				time.Sleep(time.Millisecond)
+			}
+			want := "other x"
+			if where == "here" {
+				want = "a x"
+				a.serve(whoAmI("a"))
+				c.setTargets()
+			} else {
+				c.setTargets(other.target(time.Millisecond))
+			}
+			if got := <-asked; got != want {
+				t.Errorf("answer %q, want %q", got, want)
+			}
+		})
 	}
 }
 
