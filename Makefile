@@ -21,22 +21,7 @@ deps: ## what the distribution must provide (runc, ip, nft)
 	@test/deps.sh
 
 bin/kubectl: go.mod ## upstream's kubectl, to try the cluster with
-	$(GO) -ldflags "$(subst $(VERSION),$(KUBE),$(LDFLAGS))" -o $@ k8s.io/kubernetes/cmd/kubectl
-
-demo: ## three nodes on this machine, a Deployment, the death of the leader, all measured; the cluster stays up
-	@test/deps.sh demo
-	@echo "building (the first time takes minutes)"
-	@$(MAKE) --no-print-directory -s build bin/skein-demo
-	@bin/skein-demo up
-
-demo-down: ## removes the demo, and proves that nothing of it is left
-	@test/deps.sh demo-down
-	@$(MAKE) --no-print-directory -s bin/skein-demo
-	@bin/skein-demo down
-
-.PHONY: bin/skein-demo # go knows what is new
-bin/skein-demo:
-	$(GO) -ldflags "-s -w" -o $@ ./test/demo
+	$(GO) -ldflags "$(subst $(VERSION),$(KUBE),$(LDFLAGS))" -o $@ ./test/kubectl
 
 # All packages but the multi-node tests run with the race detector. Those that measure time on real sockets and disks run one
 # after the other, so that they do not judge each other's load.
@@ -56,7 +41,7 @@ unit: ## unit tests, fuzz seeds, layering and drift of generated code, with -rac
 	@set -o pipefail; timed=$$(printf '%s\n' $(PKGS) | grep $(addprefix -e ,$(TIMED))); rest=$$(printf '%s\n' $(PKGS) | grep -v $(addprefix -e ,$(TIMED))); \
 	{ a=0; $(RACE) $$rest || a=1; $(RACE) -p 1 $$timed || a=1; exit $$a; } | go run ./test/report
 
-e2e: build ## multi-node tests on the namespaces harness
+e2e: build bin/kubectl ## multi-node tests on the namespaces harness
 	set -o pipefail; CGO_ENABLED=0 go test -tags $(TAGS) -count=1 -timeout 25m -json ./test/e2e/... | go run ./test/report
 
 generate: ## everything that is generated (needs clang-14, llvm-14, libbpf-dev)
