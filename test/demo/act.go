@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -299,8 +300,7 @@ func (d *demo) watchRecovery(ctx context.Context, t *trial) error {
 		return t.a.Name() + " and " + t.b.Name() + " hold " + t.victim.Name() + " for dead, by gossip: its endpoints leave their tables"
 	}, func(ctx context.Context) (bool, error) {
 		for _, n := range others {
-			ms, err := n.ctl.Members(ctx)
-			if err != nil || !slices.ContainsFunc(ms, func(m client.Member) bool { return m.Name == t.victim.Name() && m.Status == "dead" }) {
+			if ok, err := n.says(ctx, t.victim.Name(), "dead"); !ok {
 				return false, err
 			}
 		}
@@ -410,9 +410,100 @@ func (d *demo) comeBack(ctx context.Context) error {
 	return d.showMembers(ctx, at)
 }
 
+// unplug takes the cable out of the node that came back, for less than the grace after which its pods would move: the endpoints
+// leave and return by gossip alone.
+func (d *demo) unplug(ctx context.Context) error {
+	i := slices.IndexFunc(d.nodes, func(n *machine) bool { return n.Name() == d.fig.Kill.Node })
+	v, a, b := d.nodes[i], d.nodes[(i+1)%len(d.nodes)], d.nodes[(i+2)%len(d.nodes)]
+	f := &d.fig.Unplug
+	f.Node = v.Name()
+	d.r.step(fmt.Sprintf("6. The cable of %s is pulled, and put back as soon as the others have given it up", f.Node))
+	before, err := d.awaitPods(ctx, a, 9, "", 10*time.Second)
+	if err != nil {
+		return err
+	}
+	svc, err := a.kube.CoreV1().Services("default").Get(ctx, "web", metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	l, err := startIn(ctx, a.Node, rate, timeout, "http://"+svc.Spec.ClusterIP+"/")
+	if err != nil {
+		return err
+	}
+	stop := sync.OnceValue(l.stop)
+	defer func() { _ = stop() }()
+	if err := poll(ctx, "requests", 10*time.Second, func(context.Context) (bool, error) { return len(l.all()) >= rate, nil }); err != nil {
+		return err
+	}
+	pulled := mono()
+	if err := v.Link(ctx, false); err != nil {
+		return err
+	}
+	for _, n := range []*machine{a, b} {
+		if err := awaitStatus(ctx, n, v.Name(), "dead"); err != nil {
+			return err
+		}
+	}
+	f.Detected = seconds(mono() - pulled)
+	d.r.say("%+7.2f s  %s and %s hold %s for dead, by gossip", f.Detected, a.Name(), b.Name(), v.Name())
+	// Only when requests have stopped failing is it known that the tables follow.
+	err = poll(ctx, "half a second without failures", 10*time.Second, func(context.Context) (bool, error) {
+		s := l.all()
+		return failed(s[max(0, len(s)-rate/2):]) == 0, nil
+	})
+	if err != nil {
+		return err
+	}
+	back := mono()
+	if err := v.Link(ctx, true); err != nil {
+		return err
+	}
+	err = poll(ctx, "an answer from "+v.Name(), 30*time.Second, func(context.Context) (bool, error) {
+		return slices.ContainsFunc(l.all(), func(s sample) bool {
+			if s.Node != v.Name() || s.Start < back || s.Err != "" {
+				return false
+			}
+			f.Endpoints = seconds(s.End - back)
+			return true
+		}), nil
+	})
+	if err := errors.Join(err, stop()); err != nil {
+		return err
+	}
+	f.Requests = judge(l.all(), pulled)
+	after, err := d.awaitPods(ctx, a, 9, "", 30*time.Second)
+	if err != nil {
+		return err
+	}
+	for _, p := range before {
+		if !slices.ContainsFunc(after, func(q corev1.Pod) bool { return p.UID == q.UID }) {
+			f.Moved++
+		}
+	}
+	if f.Moved > 0 {
+		return fmt.Errorf("%d pods were moved, though their node was away for less than the grace", f.Moved)
+	}
+	d.r.say("%d of %d requests failed, the last was sent after %.2f s %s", f.Requests.Failed, f.Requests.Sent, f.Requests.Last, causes(f.Requests.Causes))
+	d.r.say("cable back: its pods answer again after %.2f s, none of them was moved", f.Endpoints)
+	return nil
+}
+
+// awaitStatus waits until a node's gossip says something of another.
+func awaitStatus(ctx context.Context, at *machine, of, status string) error {
+	return poll(ctx, fmt.Sprintf("%s is %s for %s", of, status, at.Name()), 30*time.Second, func(ctx context.Context) (bool, error) {
+		return at.says(ctx, of, status)
+	})
+}
+
+// says tells whether a node's gossip now says something of another.
+func (m *machine) says(ctx context.Context, of, status string) (bool, error) {
+	ms, err := m.ctl.Members(ctx)
+	return slices.ContainsFunc(ms, func(x client.Member) bool { return x.Name == of && x.Status == status }), err
+}
+
 // weigh shows what the parts take.
 func (d *demo) weigh(ctx context.Context) (err error) {
-	d.r.step("6. What it takes, idle with nine pods: resident memory (of it anonymous), share of one CPU")
+	d.r.step("7. What it takes, idle with nine pods: resident memory (of it anonymous), share of one CPU")
 	var nodes []*cluster.Node
 	for _, n := range d.nodes {
 		nodes = append(nodes, n.Node)
@@ -432,10 +523,15 @@ func (d *demo) weigh(ctx context.Context) (err error) {
 
 // bye says how to go on.
 func (d *demo) bye(u *upCmd) {
-	bin := filepath.Dir(d.skein)
-	if rel, err := filepath.Rel(".", bin); err == nil && !strings.HasPrefix(rel, "..") {
-		bin = rel
+	here := func(path string) string { // as it is typed in this directory
+		if dir, err := os.Getwd(); err == nil {
+			if rel, err := filepath.Rel(dir, path); err == nil && filepath.IsLocal(rel) {
+				return rel
+			}
+		}
+		return path
 	}
+	bin := here(filepath.Dir(d.skein))
 	skein := filepath.Join(bin, "skein")
 	d.r.step(fmt.Sprintf("Done in %.0f s. The cluster stays up; look around:", d.fig.Total))
 	kubeconfig := d.file("kubeconfig")
@@ -448,5 +544,5 @@ func (d *demo) bye(u *upCmd) {
 		[]string{"tail -f " + d.nodes[0].LogFile(), "# logs"},
 		[]string{"make demo-down", "# removes all of it"},
 	)
-	d.r.more("figures: " + u.Figures)
+	d.r.more("figures: " + here(u.Figures))
 }

@@ -137,6 +137,14 @@ type figures struct {
 		Voter     float64 `json:"voterSeconds"`
 		Endpoints float64 `json:"firstAnswerFromItSeconds"` // from "scale" on
 	} `json:"back"`
+	// Unplug is a node cut off for a moment: from then on until the others gave it up, and from its return to its pods' first answer.
+	Unplug struct {
+		Node      string  `json:"node"`
+		Detected  float64 `json:"detectedSeconds"`
+		Endpoints float64 `json:"endpointsBackSeconds"`
+		Moved     int     `json:"podsMoved"`
+		Requests  outage  `json:"clusterIP"`
+	} `json:"unplug"`
 	Idle     map[string]idle    `json:"idle"` // by node
 	Binaries map[string]float64 `json:"binariesMB"`
 	Total    float64            `json:"totalSeconds"`

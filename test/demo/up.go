@@ -65,7 +65,7 @@ func (u *upCmd) Run(ctx context.Context) error {
 }
 
 func (d *demo) run(ctx context.Context, u *upCmd) error {
-	for _, f := range []func(context.Context) error{d.prepare, d.form, d.deploy, d.request, d.kill, d.comeBack, d.weigh} {
+	for _, f := range []func(context.Context) error{d.prepare, d.form, d.deploy, d.request, d.kill, d.comeBack, d.unplug, d.weigh} {
 		if err := f(ctx); err != nil {
 			return err
 		}
