@@ -23,6 +23,21 @@ deps: ## what the distribution must provide (runc, ip, nft)
 bin/kubectl: go.mod ## upstream's kubectl, to try the cluster with
 	$(GO) -ldflags "$(subst $(VERSION),$(KUBE),$(LDFLAGS))" -o $@ ./test/kubectl
 
+demo: ## three nodes on this machine, a Deployment, the death of the leader, all measured; the cluster stays up
+	@test/deps.sh demo
+	@echo "building (the first time takes minutes)"
+	@$(MAKE) --no-print-directory -s build bin/skein-demo
+	@bin/skein-demo up
+
+demo-down: ## removes the demo, and proves that nothing of it is left
+	@test/deps.sh demo-down
+	@$(MAKE) --no-print-directory -s bin/skein-demo
+	@bin/skein-demo down
+
+.PHONY: bin/skein-demo # go knows what is new
+bin/skein-demo:
+	$(GO) -ldflags "-s -w" -o $@ ./test/demo
+
 # All packages but the multi-node tests run with the race detector. Those that measure time on real sockets and disks run one
 # after the other, so that they do not judge each other's load.
 PKGS = $(shell go list -tags $(TAGS) ./... | grep -v -e /test/e2e -e /test/warm)
