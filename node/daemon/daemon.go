@@ -66,7 +66,9 @@ type node struct {
 	net     *network
 	leaving chan struct{} // closed by leave
 	once    sync.Once     // guards leaving
-	tagsMu  sync.Mutex    // orders changes of this node's gossip tags
+	// agentBreak ends the agent before the node leaves.
+	agentBreak breaker
+	tagsMu     sync.Mutex // orders changes of this node's gossip tags
 }
 
 // errLeft ends Run after `skein leave`.
@@ -99,7 +101,7 @@ func Run(ctx context.Context, cfg Config, in Intent) error {
 	os.Unsetenv("NOTIFY_SOCKET")
 	bridgeLogs(cfg.Logger)
 	tuneMemory()
-	n := &node{cfg: cfg, notify: notify, log: cfg.Logger.With("node", cfg.Name), started: time.Now(), leaving: make(chan struct{})}
+	n := &node{cfg: cfg, notify: notify, log: cfg.Logger.With("node", cfg.Name), started: time.Now(), leaving: make(chan struct{}), agentBreak: newBreaker()}
 	if err := n.enrol(ctx, in); err != nil {
 		discardState(cfg.StateDir)
 		return err
@@ -173,7 +175,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	start("container runtime", n.runtime.Run)
 	start("network", n.net.Run)
 	start("DNS", n.runDNS)
-	start("agent", n.runAgent)
+	start("agent", func(ctx context.Context) error { return n.agentBreak.run(ctx, n.runAgent) })
 	start("welcome", n.welcome)
 	start("memory", n.trimMemory)
 	start("leave", func(ctx context.Context) error {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -40,7 +41,13 @@ func (n *node) leave(r *http.Request) (any, error) {
 			return nil, err
 		}
 	}
+	// The leader deletes the Node object as soon as it hears of the leaving: an agent that still ran would register it anew.
+	goOn, err := n.agentBreak.hold(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("stop the agent: %w", err)
+	}
 	if err := n.gossip.Leave(ctx); err != nil {
+		goOn()
 		return nil, fmt.Errorf("tell the other nodes: %w", err)
 	}
 	// The answer has to reach the caller before the daemon ends.
@@ -49,6 +56,49 @@ func (n *node) leave(r *http.Request) (any, error) {
 		n.once.Do(func() { close(n.leaving) })
 	}()
 	return struct{}{}, nil
+}
+
+// breaker lets one part of the node be held while the others run.
+type breaker struct {
+	holds chan chan<- chan struct{} // each hold sends where it wants to hear that the part has ended, with what lets it go on
+}
+
+func newBreaker() breaker { return breaker{make(chan chan<- chan struct{})} }
+
+// hold ends the part and returns when it has ended; the function lets it start anew.
+func (b breaker) hold(ctx context.Context) (goOn func(), err error) {
+	held := make(chan chan struct{}, 1)
+	select {
+	case b.holds <- held:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	again := <-held // the part's context has been cancelled: it ends
+	return sync.OnceFunc(func() { close(again) }), nil
+}
+
+// run runs the part until ctx or the part itself ends, except while it is held.
+func (b breaker) run(ctx context.Context, part func(context.Context) error) error {
+	for {
+		pctx, cancel := context.WithCancel(ctx)
+		ended := make(chan error, 1)
+		go func() { ended <- part(pctx) }()
+		select {
+		case err := <-ended:
+			cancel()
+			return err
+		case held := <-b.holds:
+			cancel()
+			<-ended
+			again := make(chan struct{})
+			held <- again
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-again:
+			}
+		}
+	}
 }
 
 // forget removes what a node that left must not keep: its pods, its programs, its identity. Images stay.
