@@ -64,6 +64,7 @@ type node struct {
 	restCfg *rest.Config
 	runtime *runtime
 	net     *network
+	leads   chan struct{} // gets a value when this node began to lead
 	leaving chan struct{} // closed by leave
 	once    sync.Once     // guards leaving
 	// agentBreak ends the agent before the node leaves.

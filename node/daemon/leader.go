@@ -41,6 +41,10 @@ func (n *node) reign(ctx context.Context, term uint64) error {
 			return nil // the reign ended first
 		}
 		n.parts.set("leader", nil, fmt.Sprintf("this node leads in term %d", term))
+		select {
+		case n.leads <- struct{}{}:
+		default: // it is known already
+		}
 		// Every write of the control plane acts for this term: a store that has seen a later leader refuses it.
 		decorate := func(ctx context.Context) context.Context { return host.WithTerm(ctx, term) }
 		g.Go(func() error { return srv.RunLeaderHooks(ctx, decorate) })

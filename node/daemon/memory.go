@@ -28,13 +28,18 @@ func tuneMemory() {
 	}
 }
 
-// trimMemory gives back what start-up used, some time after the node became ready.
+// trimMemory gives back what starting used: some time after the node became ready, and after it began to lead.
 func (n *node) trimMemory(ctx context.Context) error {
-	if n.awaitReady(ctx) != nil || !pause(ctx, trimAfter) {
+	if n.awaitReady(ctx) != nil {
 		return nil
 	}
-	n.logIf("give memory back", trim())
-	<-ctx.Done()
+	for pause(ctx, trimAfter) {
+		n.logIf("give memory back", trim())
+		select {
+		case <-ctx.Done():
+		case <-n.leads:
+		}
+	}
 	return nil
 }
 
