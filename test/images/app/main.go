@@ -56,16 +56,23 @@ func main() {
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	err := c.run(ctx, os.Args[min(2, len(os.Args)):])
+	code := exitOf(ctx, name, c.run(ctx, os.Args[min(2, len(os.Args)):]))
 	stop()
+	os.Exit(code)
+}
+
+// exitOf gives the exit code for the result of a command, and says what failed. A command that was told to end (ctx is done: ask
+// before stop, which ends it too) ended well.
+func exitOf(ctx context.Context, name string, err error) int {
 	var code exitCode
 	if errors.As(err, &code) {
-		os.Exit(int(code))
+		return int(code)
 	}
 	if err != nil && ctx.Err() == nil {
 		fmt.Fprintln(os.Stderr, name+":", err)
-		os.Exit(1)
+		return 1
 	}
+	return 0
 }
 
 // exitCode ends the program with it.
