@@ -24,6 +24,10 @@ import (
 	"skein.io/skein/node/cri/logs"
 )
 
+// eventSource is the component that events of this node's pods come from: programs, the conformance tests among them, select them
+// by the name of upstream's node agent.
+const eventSource = "kubelet"
+
 // runAgent runs this node's pods and the agent's own API.
 func (n *node) runAgent(ctx context.Context) error {
 	rt, err := n.runtime.dial(ctx)
@@ -41,7 +45,7 @@ func (n *node) runAgent(ctx context.Context) error {
 		NodeName: n.cfg.Name, NodeIPs: []netip.Addr{n.cfg.Address}, Client: n.client, Desired: n.desired,
 		Runtime: rt, Images: rt.Images, StateDir: n.cfg.StateDir, CgroupRoot: n.cfg.CgroupRoot,
 		ClusterDNS: []string{n.id.Cluster.DNS.String()}, ClusterDomain: n.id.Cluster.Domain,
-		Recorder:     events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "skein-agent", Host: n.cfg.Name}),
+		Recorder:     events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: eventSource, Host: n.cfg.Name}),
 		NetworkReady: n.net.Ready, Zone: n.cfg.Zone, Labels: n.cfg.Labels, Port: agentPort,
 		Logger: n.log.With("part", "agent"),
 	})
