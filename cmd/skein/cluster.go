@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"skein.io/skein/node/client"
+	"skein.io/skein/node/daemon"
 )
 
 // output is the -o of Skein's own commands.
@@ -217,7 +218,13 @@ func (l *leaveCmd) Run(ctx context.Context) error {
 	if err := l.client().Leave(ctx); err != nil {
 		return err
 	}
-	fmt.Println("this node has left the cluster")
+	fmt.Println("this node has left the cluster; its pods and state are being removed")
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if err := daemon.AwaitEnd(ctx, l.StateDir); err != nil {
+		return fmt.Errorf("the daemon has not ended yet (its log says why): %w", err)
+	}
+	fmt.Println("done")
 	return nil
 }
 

@@ -45,6 +45,12 @@ type imagesImportCmd struct {
 }
 
 func (i *imagesImportCmd) Run(ctx context.Context) error {
+	// Asked first, because it says clearly when no runtime is there.
+	rt, err := cri.Dial(ctx, cri.DialConfig{Endpoint: i.endpoint()})
+	if err != nil {
+		return fmt.Errorf("images import: %w", err)
+	}
+	rt.Close(ctx)
 	for _, name := range i.Files {
 		var in io.Reader = os.Stdin
 		if name != "-" {

@@ -21,7 +21,9 @@ type nodeFlags struct {
 	Label         map[string]string `help:"Labels of the node (KEY=VALUE)." env:"SKEIN_LABELS" mapsep:","`
 	Voter         string            `help:"Whether this node may hold a vote in the store: auto, never or prefer." enum:"auto,never,prefer" env:"SKEIN_VOTER" default:"auto"`
 	Profile       string            `help:"Network profile of the failure detector: lan or edge." enum:"lan,edge" env:"SKEIN_PROFILE" default:"lan"`
-	CRIEndpoint   string            `name:"cri-endpoint" help:"Socket of a CRI runtime to use instead of the embedded containerd." env:"SKEIN_CRI_ENDPOINT"`
+	CRIEndpoint   string            `name:"cri-endpoint" help:"Socket of a CRI runtime to use instead of the embedded containerd (unix:///run/containerd/containerd.sock)." env:"SKEIN_CRI_ENDPOINT"`
+	CNIDir        string            `name:"cni-dir" help:"Where the runtime of --cri-endpoint reads network configurations: the node's is put there (default: what the runtime says, or /etc/cni/net.d)." type:"path" env:"SKEIN_CNI_DIR"`
+	CNIBinDir     string            `name:"cni-bin-dir" help:"Where the runtime of --cri-endpoint looks for network plugins: a link to skein-helper is put there (default: what the runtime says, or /opt/cni/bin)." type:"path" env:"SKEIN_CNI_BIN_DIR"`
 	CgroupRoot    string            `help:"Cgroup, in every hierarchy, under which the node and its pods live." env:"SKEIN_CGROUP_ROOT" default:"/skein"`
 	ServiceCgroup string            `help:"Cgroup whose processes reach Services (default: the whole machine)." env:"SKEIN_SERVICE_CGROUP"`
 	Uplink        string            `help:"Network interface towards the other nodes (default: the one that has --address)." env:"SKEIN_UPLINK"`
@@ -39,7 +41,7 @@ func (f *nodeFlags) config() (daemon.Config, error) {
 	}
 	c := daemon.Config{
 		Name: strings.ToLower(f.Name), StateDir: f.StateDir, Zone: f.Zone, Labels: f.Label, Voter: f.Voter, Profile: f.Profile,
-		CRIEndpoint: f.CRIEndpoint, CgroupRoot: f.CgroupRoot, ServiceCgroup: f.ServiceCgroup, Uplink: f.Uplink, ClusterDomain: f.ClusterDomain,
+		CRIEndpoint: f.CRIEndpoint, CNIDir: f.CNIDir, CNIBinDir: f.CNIBinDir, CgroupRoot: f.CgroupRoot, ServiceCgroup: f.ServiceCgroup, Uplink: f.Uplink, ClusterDomain: f.ClusterDomain,
 		EvictionGrace: f.EvictionGrace, Out: os.Stdout,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	}

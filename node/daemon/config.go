@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"skein.io/skein/gossip/identity"
+	"skein.io/skein/node/cri"
 )
 
 // Config is what an operator may say about a node. The zero value of a field means its default.
@@ -31,6 +32,10 @@ type Config struct {
 	Profile string
 	// CRIEndpoint is the socket of a foreign CRI runtime. Default: the embedded containerd.
 	CRIEndpoint string
+	// CNIDir is where that runtime reads network configurations. Default: what it says, or /etc/cni/net.d.
+	CNIDir string
+	// CNIBinDir is where it looks for network plugins. Default: the first directory that it says, or /opt/cni/bin.
+	CNIBinDir string
 	// CgroupRoot is the cgroup below which the node and its pods live, in every hierarchy. Default /skein.
 	CgroupRoot string
 	// ServiceCgroup is the cgroup (v2 path) whose processes reach Services. Default: all of the machine's; but with a CgroupRoot
@@ -118,6 +123,19 @@ func (c *Config) Validate() error {
 	}
 	if !filepath.IsAbs(c.CgroupRoot) || filepath.Clean(c.CgroupRoot) == "/" {
 		bad("cgroup root %q: want a path below the root cgroup, as /skein", c.CgroupRoot)
+	}
+	if c.CRIEndpoint != "" {
+		if err := cri.CheckEndpoint(c.CRIEndpoint); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	for _, d := range []struct{ what, path string }{{"CNI directory", c.CNIDir}, {"directory of CNI plugins", c.CNIBinDir}} {
+		if d.path != "" && !filepath.IsAbs(d.path) {
+			bad("%s %q: want an absolute path", d.what, d.path)
+		}
+		if d.path != "" && c.CRIEndpoint == "" {
+			bad("%s %s: the embedded containerd has its own; it is a setting for another runtime (--cri-endpoint)", d.what, d.path)
+		}
 	}
 	switch c.Voter {
 	case "auto", "never", "prefer":

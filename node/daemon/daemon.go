@@ -86,7 +86,7 @@ func Run(ctx context.Context, cfg Config, in Intent) error {
 			return fmt.Errorf("join: %w", err)
 		}
 	}
-	if err := preflight(cfg); err != nil {
+	if err := preflight(ctx, cfg); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(cfg.StateDir, 0o755); err != nil {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -61,6 +62,12 @@ func joinCluster(ctx context.Context, cfg Config, in Intent) (*identity.Identity
 		return nil, diskFull(err)
 	}
 	return id, nil
+}
+
+// enrolled tells whether the state directory has an identity already, whatever it is worth.
+func enrolled(stateDir string) bool {
+	_, err := os.Stat(filepath.Join(stateDir, "identity"))
+	return err == nil
 }
 
 // resume loads the identity that an earlier start left; identity.ErrNoIdentity when there is none.

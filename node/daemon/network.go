@@ -193,12 +193,16 @@ func (w *network) applyPeers() (faults string, err error) {
 		net.Devices = append(net.Devices, loader.Device{Name: podnet.OverlayDevice, Addr: state.Overlay})
 	}
 	err = w.loader.ApplyNetwork(net)
-	if err == nil && w.n.runtime.child != nil {
+	if err == nil {
 		err = w.writeCNI(cidr, state.MTU)
 	}
 	w.setReady(err)
 	return faults, err
 }
+
+// networkName is that of the pod network in CNI's terms. Two nodes on one machine must not meet in libcni's cache, whose path is
+// fixed: the name carries the node.
+func networkName(node string) string { return "skein-" + node }
 
 // writeCNI tells the runtime how pods get their links.
 func (w *network) writeCNI(cidr netip.Prefix, mtu int) error {
@@ -206,12 +210,11 @@ func (w *network) writeCNI(cidr netip.Prefix, mtu int) error {
 	if err := os.MkdirAll(data, 0o711); err != nil {
 		return fmt.Errorf("CNI addresses: %w", err)
 	}
-	// Two nodes on one machine must not meet in libcni's cache, whose path is fixed: the name carries the node.
-	conf, err := podnet.Conflist("skein-"+w.n.cfg.Name, filepath.Base(w.n.cfg.Helper), data, cidr, w.n.cfg.Address, mtu)
+	conf, err := podnet.Conflist(networkName(w.n.cfg.Name), cri.HelperName, data, cidr, w.n.cfg.Address, mtu)
 	if err != nil {
 		return fmt.Errorf("CNI configuration: %w", err)
 	}
-	return cri.WriteCNI(w.n.runtime.child.CNIDir(), conf)
+	return w.n.runtime.installCNI(conf)
 }
 
 // podCIDR is the range that the leader gave a node.

@@ -12,16 +12,18 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/go-logr/logr"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"skein.io/skein/datapath/loader"
+	"skein.io/skein/node/cri"
 )
 
 // preflight checks what the machine must offer, before anything is written. It reports everything that is missing at once.
-func preflight(cfg Config) error {
+func preflight(ctx context.Context, cfg Config) error {
 	if os.Geteuid() != 0 {
 		return errors.New("a Skein node needs root: it runs containers, loads eBPF and makes network links (try: sudo skein ...)")
 	}
@@ -33,11 +35,17 @@ func preflight(cfg Config) error {
 	if _, err := loader.Cgroup2Mount(); err != nil {
 		errs = append(errs, fmt.Errorf("eBPF Services need a cgroup v2 hierarchy: %w", err))
 	}
-	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err != nil {
-		errs = append(errs, errors.New("this kernel has no BTF (/sys/kernel/btf/vmlinux): Skein's eBPF programs need a kernel 6.6 or later built with CONFIG_DEBUG_INFO_BTF, as Debian's and Ubuntu's are"))
-	}
-	if _, err := os.Stat(cfg.Helper); cfg.CRIEndpoint == "" && err != nil {
-		errs = append(errs, fmt.Errorf("the helper executable is missing: %w (it is installed beside skein)", err))
+	if cfg.CRIEndpoint == "" {
+		if _, err := os.Stat(cfg.Helper); err != nil {
+			errs = append(errs, fmt.Errorf("the helper executable is missing: %w (it is installed beside skein)", err))
+		}
+		if _, err := cri.FindRunc(); err != nil {
+			errs = append(errs, err)
+		}
+	} else if !enrolled(cfg.StateDir) { // later the runtime may start after the node
+		if _, err := cri.Inspect(ctx, cfg.CRIEndpoint); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	if !hasAddress(cfg.Address) {
 		errs = append(errs, fmt.Errorf("%s is not an address of this machine: choose one of those that 'ip -brief address' shows with --address", cfg.Address))
@@ -116,6 +124,27 @@ func lockState(dir string) (unlock func(), err error) {
 		return nil, fmt.Errorf("state directory: %w", diskFull(err))
 	}
 	return func() { f.Close() }, nil
+}
+
+// AwaitEnd waits until no daemon uses the state directory any more, or ctx ends.
+func AwaitEnd(ctx context.Context, stateDir string) error {
+	for {
+		f, err := os.Open(filepath.Join(stateDir, "lock"))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+		f.Close()
+		if err == nil {
+			return nil
+		}
+		if !pause(ctx, 50*time.Millisecond) {
+			return ctx.Err()
+		}
+	}
 }
 
 // discardState removes a state directory in which nothing but the lock was made: a node that could not be enrolled leaves
