@@ -32,6 +32,9 @@ func (*downCmd) Run(ctx context.Context) error {
 
 // tearDown removes an earlier demo, if there is one, and looks whether anything is left.
 func tearDown(ctx context.Context) (there bool, err error) {
+	if os.Geteuid() != 0 {
+		return false, errors.New("root is needed for namespaces and cgroups (try sudo)")
+	}
 	ctx, cancel := context.WithTimeout(ctx, downLimit)
 	defer cancel()
 	lab, err := cluster.Open(labName)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -75,9 +76,16 @@ func (r *report) table(rows ...[]string) {
 func (r *report) fail(err error, lab *cluster.Cluster) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if errors.Is(err, context.Canceled) {
+		fmt.Fprintf(r.w, "\nINTERRUPTED in %q; 'make demo-down' removes what is there.\n", r.last)
+		return errors.New("interrupted")
+	}
 	fmt.Fprintf(r.w, "\nFAILED in %q: %v\n", r.last, err)
 	if lab != nil {
 		for _, n := range lab.Nodes() {
+			if _, err := os.Stat(n.LogFile()); err != nil {
+				continue // it was not started yet
+			}
 			fmt.Fprintf(r.w, "\nlog of %s: %s\n", n.Name(), n.LogFile())
 			for _, line := range lastWarnings(n.LogFile(), 5) {
 				fmt.Fprintf(r.w, "  %s\n", line)
@@ -85,7 +93,7 @@ func (r *report) fail(err error, lab *cluster.Cluster) error {
 		}
 		fmt.Fprintf(r.w, "\nThe nodes stay as they are, to look at; 'make demo-down' removes them.\n")
 	}
-	return errors.New("the demo failed")
+	return errors.New("the demo did not come to its end")
 }
 
 // lastWarnings gives the last lines of a log that tell of trouble.

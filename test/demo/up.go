@@ -51,7 +51,7 @@ type demo struct {
 
 // Run shows everything, in order.
 func (u *upCmd) Run(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, u.Limit)
+	ctx, cancel := context.WithTimeoutCause(ctx, u.Limit, fmt.Errorf("the demo takes longer than %s", u.Limit))
 	defer cancel()
 	d := &demo{r: &report{w: os.Stdout, start: time.Now()}, skein: filepath.Join(u.Bin, "skein")}
 	err := d.run(ctx, u)
@@ -79,8 +79,8 @@ func (d *demo) run(ctx context.Context, u *upCmd) error {
 }
 
 // poll asks until f says yes; its last error, or what it is waiting for, becomes the error when limit has passed.
-func poll(ctx context.Context, what string, limit time.Duration, f func(context.Context) (bool, error)) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+func poll(parent context.Context, what string, limit time.Duration, f func(context.Context) (bool, error)) error {
+	ctx, cancel := context.WithTimeout(parent, limit)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -91,6 +91,9 @@ func poll(ctx context.Context, what string, limit time.Duration, f func(context.
 		}
 		select {
 		case <-ctx.Done():
+			if parent.Err() != nil {
+				return fmt.Errorf("%s: %w", what, context.Cause(parent))
+			}
 			if err != nil && !errors.Is(err, context.DeadlineExceeded) {
 				return fmt.Errorf("%s: not within %s: %w", what, limit, err)
 			}

@@ -1,7 +1,8 @@
 // Package loopback carries requests of clients inside this process to the API's handler: no TCP,
 // no TLS, no HTTP/2 frames, and the values in the request's context reach the store.
 //
-// A Transport may be used by any number of clients at once. Requests fail until Serve was called.
+// A Transport may be used by any number of clients at once. Requests wait a moment for Serve, as clients start while the API is
+// assembled, and fail then.
 // Closing a response body, or the end of the request's context, ends the handler's context.
 package loopback
 
@@ -13,9 +14,13 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
-// ErrNotServing is returned for requests before Serve.
+// startWait bounds how long a request waits for Serve. To assemble an API takes some tens of milliseconds.
+const startWait = 3 * time.Second
+
+// ErrNotServing is returned for requests when Serve was not called.
 var ErrNotServing = errors.New("the API of this node is not serving yet")
 
 // remoteAddr is what handlers see as the caller. Upstream parses it.
@@ -24,17 +29,46 @@ const remoteAddr = "127.0.0.1:0"
 // Transport is an http.RoundTripper whose other end is a handler. The zero value works.
 type Transport struct {
 	handler atomic.Pointer[http.Handler]
+	made    sync.Once     // makes served
+	ended   sync.Once     // closes it
+	served  chan struct{} // closed when there is a handler
 }
 
 // Serve sets the handler that answers from now on.
-func (t *Transport) Serve(h http.Handler) { t.handler.Store(&h) }
+func (t *Transport) Serve(h http.Handler) {
+	t.handler.Store(&h)
+	t.ended.Do(func() { close(t.first()) })
+}
+
+func (t *Transport) first() chan struct{} {
+	t.made.Do(func() { t.served = make(chan struct{}) })
+	return t.served
+}
+
+// await gives the handler; nil when there was none in time.
+func (t *Transport) await(ctx context.Context) *http.Handler {
+	if h := t.handler.Load(); h != nil {
+		return h
+	}
+	enough := time.NewTimer(startWait)
+	defer enough.Stop()
+	select {
+	case <-t.first():
+	case <-ctx.Done():
+	case <-enough.C:
+	}
+	return t.handler.Load()
+}
 
 // RoundTrip implements http.RoundTripper.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	h := t.handler.Load()
+	h := t.await(r.Context())
 	if h == nil {
 		if r.Body != nil {
 			r.Body.Close()
+		}
+		if err := r.Context().Err(); err != nil {
+			return nil, err
 		}
 		return nil, ErrNotServing
 	}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -20,10 +21,41 @@ func serve(h http.HandlerFunc) *http.Client {
 }
 
 func TestNotServing(t *testing.T) {
-	_, err := (&http.Client{Transport: &Transport{}}).Get("http://in-process/")
-	if !errors.Is(err, ErrNotServing) {
-		t.Fatalf("got %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		_, err := (&http.Client{Transport: &Transport{}}).Get("http://in-process/")
+		if !errors.Is(err, ErrNotServing) || time.Since(began) != startWait {
+			t.Fatalf("got %v after %s", err, time.Since(began))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://in-process/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := (&Transport{}).RoundTrip(r); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("got %v", err)
+		}
+	})
+}
+
+// A client that starts before the API is assembled is answered as soon as it is.
+func TestWaitsForServe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := &Transport{}
+		time.AfterFunc(time.Second, func() {
+			tr.Serve(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "late") }))
+		})
+		began := time.Now()
+		res, err := (&http.Client{Transport: tr}).Get("http://in-process/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		if b, err := io.ReadAll(res.Body); string(b) != "late" || err != nil || time.Since(began) != time.Second {
+			t.Fatalf("%q %v after %s", b, err, time.Since(began))
+		}
+	})
 }
 
 func TestRequestAndResponse(t *testing.T) {
