@@ -40,7 +40,7 @@ bin/skein-demo:
 
 # All packages but the multi-node tests run with the race detector. Those that measure time on real sockets and disks run one
 # after the other, so that they do not judge each other's load.
-PKGS = $(shell go list -tags $(TAGS) ./... | grep -v -e /test/e2e -e /test/warm)
+PKGS = $(shell go list -tags $(TAGS) ./... | grep -v -e /test/e2e)
 TIMED := /gossip/membership /consensus/ /datapath/loader /node/cri /node/agent/real /test/cluster /node/api$$
 RACE = CGO_ENABLED=1 go test -race -tags $(TAGS) -ldflags "$(KUBELD)" -timeout 20m -json
 
