@@ -16,29 +16,37 @@ func TestCluster(t *testing.T) {
 		lab:   cluster.ForTest(t, 5, cluster.Config{}),
 		conns: map[string]*connrotation.Dialer{}, kubes: map[string]*kubernetes.Clientset{},
 	}
-	if !w.step(t, "form", w.form) {
-		return
-	}
+	defer func() {
+		if t.Failed() {
+			w.dump(t)
+		}
+	}()
+	w.form(t)
 	for _, s := range []struct {
 		name string
 		run  func(*testing.T)
 	}{
 		{"bad input", w.badInput},
 		{"deploy", w.deploy},
+		{"crash", w.crash},
+		{"leader kill", w.leaderKill},
+		{"node kill", w.nodeKill},
+		{"no leader", w.noLeader},
+		{"partition", w.partition},
+		{"reboot", w.reboot},
 	} {
-		w.step(t, s.name, s.run)
+		if !w.step(t, s.name, s.run) {
+			return // the others would begin with what it left
+		}
 	}
 }
 
-// step runs one scenario and, if it failed, shows the cluster as it was then.
+// step runs one scenario, which begins with a settled cluster and must leave one.
 func (w *world) step(t *testing.T, name string, run func(*testing.T)) bool {
 	return t.Run(name, func(t *testing.T) {
-		t.Cleanup(func() {
-			if t.Failed() {
-				w.dump(t)
-			}
-		})
+		w.settled(t, "n1")
 		run(t)
+		w.settled(t, "n1")
 	})
 }
 

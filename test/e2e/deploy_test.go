@@ -52,7 +52,8 @@ const webURL = "http://10.96.7.7/"
 
 // deploy shows a Deployment behind a Service from everywhere.
 func (w *world) deploy(t *testing.T) {
-	w.apply(t, "n4", webYAML)
+	w.do(t, "n1", "delete", "deployment/web", "service/web", "service/web-pods", "--cascade=foreground")
+	w.apply(t, "n4", webYAML) // through a node without a replica
 	pods, took := w.awaitPods(t, "n5", "app=web", 6, 60*time.Second)
 	t.Logf("6 pods Ready after %s", took)
 	on := map[string]int{}

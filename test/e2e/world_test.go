@@ -33,6 +33,8 @@ type world struct {
 	lab   *cluster.Cluster
 	token string
 	admin *rest.Config // an administrator's, without an address
+	// deployed tells whether webYAML was applied.
+	deployed bool
 
 	mu    sync.Mutex // guards the rest
 	conns map[string]*connrotation.Dialer
@@ -402,7 +404,8 @@ func (w *world) fetch(node, url string) (string, error) {
 	return s.Body, nil
 }
 
-// podsReady checks that n pods with a label, in the namespace default, are Ready and none is being deleted; it gives them.
+// podsReady checks that there are n pods with a label in the namespace default, all Ready; it gives them. Those that are being deleted do
+// not count: on a node that is dead nobody can confirm that they ended.
 func (w *world) podsReady(asks, selector string, n int) ([]corev1.Pod, error) {
 	ctx, cancel := timeout(3 * time.Second)
 	defer cancel()
@@ -411,18 +414,22 @@ func (w *world) podsReady(asks, selector string, n int) ([]corev1.Pod, error) {
 		return nil, err
 	}
 	ready := 0
+	var pods []corev1.Pod
 	var state []string
 	for i := range l.Items {
 		p := &l.Items[i]
+		if p.DeletionTimestamp == nil {
+			pods = append(pods, *p)
+		}
 		if podReady(p) && p.DeletionTimestamp == nil {
 			ready++
 		}
 		state = append(state, fmt.Sprintf("%s on %s %s ready=%v deleting=%v %s", p.Name, p.Spec.NodeName, p.Status.Phase, podReady(p), p.DeletionTimestamp != nil, p.Status.Reason))
 	}
-	if ready != n || len(l.Items) != n {
-		return nil, fmt.Errorf("%d of %d pods are Ready, want %d:\n%s", ready, len(l.Items), n, strings.Join(state, "\n"))
+	if ready != n || len(pods) != n {
+		return nil, fmt.Errorf("%d of %d pods are Ready, want %d:\n%s", ready, len(pods), n, strings.Join(state, "\n"))
 	}
-	return l.Items, nil
+	return pods, nil
 }
 
 func podReady(p *corev1.Pod) bool {
