@@ -120,7 +120,8 @@ func (w *network) Run(ctx context.Context) error {
 
 // applyServices balances what the desired state lists, without the endpoints on nodes that gossip holds for dead.
 func (w *network) applyServices() (string, error) {
-	if !w.n.desired.Synced(desired.Services, desired.EndpointSlices) {
+	// What an earlier life of this node heard is enough: after a reboot without the API the tables are empty.
+	if !w.n.desired.Known(desired.Services, desired.EndpointSlices) {
 		return "waiting for the first list of Services", nil // what the tables hold stays
 	}
 	all := translate(w.n.desired.Services(), w.n.desired.EndpointSlices(),

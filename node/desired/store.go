@@ -190,6 +190,19 @@ func (s *Store) Synced(kinds ...Kind) bool {
 	return true
 }
 
+// Known says whether there is something to act on for each of the kinds: the API has listed it in this process, or the file
+// holds what an earlier one heard. Kinds of which a cluster always has some (Services, EndpointSlices, Nodes) can be asked for.
+func (s *Store) Known(kinds ...Kind) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, k := range kinds {
+		if t := s.tables[k]; t == nil || !t.synced && len(t.items) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // Subscribe returns a channel that receives after changes of the given kinds (all watched ones when none is given), also
 // after a kind's first successful list, and a function that ends the subscription. Bursts are coalesced.
 func (s *Store) Subscribe(kinds ...Kind) (<-chan struct{}, func()) {

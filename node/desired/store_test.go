@@ -76,7 +76,7 @@ func TestRebootWithoutAPI(t *testing.T) {
 		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", ResourceVersion: "1"}},
 		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "conf", ResourceVersion: "1"}, Data: map[string]string{"k": "v"}})
 	s := mustOpen(t, path)
-	if s.Synced() {
+	if s.Synced() || s.Known(Services) {
 		t.Error("synced before any list")
 	}
 	stop := run(t, s, c)
@@ -109,6 +109,9 @@ func TestRebootWithoutAPI(t *testing.T) {
 	}
 	if s.Synced(Pods) {
 		t.Error("synced although every list failed")
+	}
+	if !s.Known(Services, Nodes) || s.Known(EndpointSlices) {
+		t.Error("what an earlier process heard, and only that, should be known")
 	}
 	if len(s.Pods()) != 1 || s.Pod("default", "a") == nil || len(s.Services()) != 1 || s.Node("n1") == nil {
 		t.Errorf("lost content: %d pods, %d services", len(s.Pods()), len(s.Services()))
