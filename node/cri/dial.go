@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/url"
 	"os"
 	"time"
 
@@ -49,12 +48,12 @@ func Dial(ctx context.Context, cfg DialConfig) (*Runtime, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	u, err := url.Parse(cfg.Endpoint)
-	if err != nil || u.Scheme != "unix" || u.Path == "" {
-		return nil, fmt.Errorf("container runtime endpoint %q must be like unix:///run/containerd/containerd.sock", cfg.Endpoint)
+	path, err := socketOf(cfg.Endpoint)
+	if err != nil {
+		return nil, err
 	}
-	if _, err := os.Stat(u.Path); errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("no container runtime listens on %s: start it, or leave the endpoint out to use skein's own: %w", u.Path, err)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("no container runtime listens on %s: start it, or leave the endpoint out to use skein's own: %w", path, err)
 	}
 	rs, err := remote.NewRemoteRuntimeService(ctx, cfg.Endpoint, cfg.Timeout, nil, false)
 	if err != nil {

@@ -108,6 +108,8 @@ func (n *node) forget() error {
 	errs := []error{n.removePods(ctx)}
 	if n.runtime != nil && n.runtime.child != nil {
 		errs = append(errs, n.runtime.child.Shutdown(ctx))
+	} else if n.runtime != nil {
+		errs = append(errs, n.runtime.removeCNI())
 	}
 	errs = append(errs, loader.Detach(filepath.Join(n.cfg.StateDir, "bpf")))
 	for _, name := range []string{"identity", "raft", "gossip", "desired.db", "founding.json", "pods", "cni"} {
@@ -118,6 +120,9 @@ func (n *node) forget() error {
 	}
 	return nil
 }
+
+// labelPodUID is on each sandbox that an agent makes (k8s.io/kubelet/pkg/types).
+const labelPodUID = "io.kubernetes.pod.uid"
 
 // removePods ends every pod of this node.
 func (n *node) removePods(ctx context.Context) error {
@@ -135,6 +140,9 @@ func (n *node) removePods(ctx context.Context) error {
 	}
 	var errs []error
 	for _, b := range boxes {
+		if b.Labels[labelPodUID] == "" {
+			continue // somebody else's, in a runtime that is not ours alone
+		}
 		if err := rt.StopPodSandbox(ctx, b.Id); err != nil {
 			errs = append(errs, fmt.Errorf("stop pod %s/%s: %w", b.Metadata.GetNamespace(), b.Metadata.GetName(), err))
 			continue

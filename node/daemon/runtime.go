@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -16,6 +17,9 @@ import (
 type runtime struct {
 	n     *node
 	child *cri.Containerd // nil with a foreign runtime
+
+	mu      sync.Mutex   // guards foreign
+	foreign *cri.Foreign // what the foreign runtime said about itself; nil before it answered
 }
 
 func (n *node) newRuntime() (*runtime, error) {
@@ -33,12 +37,10 @@ func (n *node) newRuntime() (*runtime, error) {
 	return r, nil
 }
 
-// Run keeps containerd running.
+// Run keeps containerd running, or looks after a foreign runtime.
 func (r *runtime) Run(ctx context.Context) error {
 	if r.child == nil {
-		r.n.parts.set("runtime", nil, r.n.cfg.CRIEndpoint)
-		<-ctx.Done()
-		return nil
+		return r.watchForeign(ctx)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.child.Run(ctx) })
@@ -66,6 +68,9 @@ func (r *runtime) Run(ctx context.Context) error {
 // dial connects to the runtime once it answers.
 func (r *runtime) dial(ctx context.Context) (*cri.Runtime, error) {
 	if r.child == nil {
+		if err := r.awaitForeign(ctx); err != nil {
+			return nil, err
+		}
 		return cri.Dial(ctx, cri.DialConfig{Endpoint: r.n.cfg.CRIEndpoint, Logger: r.n.log})
 	}
 	for {
