@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -91,7 +92,7 @@ func cmdAdd(args *skel.CmdArgs) error {
 		return err
 	}
 	a, owner := addresses{c.DataDir}, args.ContainerID+"/"+args.IfName
-	ip, err := a.allocate(r, owner)
+	ip, err := a.allocate(r, owner, podUID(args.Args))
 	if err != nil {
 		return err
 	}
@@ -107,6 +108,16 @@ func cmdAdd(args *skel.CmdArgs) error {
 		Routes:     []*types.Route{{Dst: net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, GW: Gateway.AsSlice()}},
 	}
 	return types.PrintResult(res, c.CNIVersion)
+}
+
+// podUID takes the pod's UID out of CNI_ARGS, in which runtimes for Kubernetes pass it; empty = none.
+func podUID(args string) string {
+	for _, kv := range strings.Split(args, ";") {
+		if k, v, _ := strings.Cut(kv, "="); k == "K8S_POD_UID" {
+			return v
+		}
+	}
+	return ""
 }
 
 // plug makes the link between the pod's namespace and this one, with its address and routes. The peer is created directly

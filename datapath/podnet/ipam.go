@@ -59,9 +59,11 @@ func (a addresses) owners() (map[netip.Addr]string, error) {
 	return out, nil
 }
 
-// allocate gives owner an address of r, the one that it has already if it asks again. The first two addresses (network,
-// node) and the last (broadcast) are never given.
-func (a addresses) allocate(r netip.Prefix, owner string) (ip netip.Addr, err error) {
+// allocate gives owner an address of r, the one that it has already if it asks again; or else the one that an earlier sandbox of
+// the same pod had, if nobody has it now: after a reboot without the API the other nodes' and this node's own tables still name that
+// address, and nobody could tell them another. pod is the pod's UID; empty = not known. The first two addresses (network, node) and the
+// last (broadcast) are never given.
+func (a addresses) allocate(r netip.Prefix, owner, pod string) (ip netip.Addr, err error) {
 	err = a.locked(func() error {
 		have, err := a.owners()
 		if err != nil {
@@ -73,27 +75,69 @@ func (a addresses) allocate(r netip.Prefix, owner string) (ip netip.Addr, err er
 				return nil
 			}
 		}
+		if old, ok := a.former(owner, pod, have); ok && r.Contains(old) {
+			ip = old
+			return a.take(ip, owner, pod)
+		}
 		last, _ := os.Readlink(filepath.Join(a.dir, lastName))
 		from, _ := netip.ParseAddr(last) // none yet: the zero Addr begins at the start
 		var ok bool
 		if ip, ok = next(r, from, func(k netip.Addr) bool { _, used := have[k]; return used }); !ok {
 			return fmt.Errorf("%w: all %d of %s are in use", ErrNoAddress, len(have), r)
 		}
-		if err := os.Symlink(owner, filepath.Join(a.dir, ip.String())); err != nil {
-			return fmt.Errorf("podnet: take address: %w", err)
+		if err := a.take(ip, owner, pod); err != nil {
+			return err
 		}
-		return a.remember(ip)
+		return link(ip.String(), filepath.Join(a.dir, lastName))
 	})
 	return ip, err
 }
 
-func (a addresses) remember(ip netip.Addr) error {
-	tmp := filepath.Join(a.dir, lastName+".new")
+// podsName is the directory that remembers, for each address, the pod that had it last and the owner that it was given to. It never
+// holds more than a link per address.
+const podsName = "pods"
+
+// take notes that owner has the address, and for which pod.
+func (a addresses) take(ip netip.Addr, owner, pod string) error {
+	// The memory first: with an owner that has nothing it means nothing.
+	if pod != "" && !strings.ContainsAny(pod, " /") {
+		if err := os.MkdirAll(filepath.Join(a.dir, podsName), 0o700); err != nil {
+			return fmt.Errorf("podnet: %w", err)
+		}
+		if err := link(pod+" "+owner, filepath.Join(a.dir, podsName, ip.String())); err != nil {
+			return err
+		}
+	}
+	return link(owner, filepath.Join(a.dir, ip.String()))
+}
+
+// former is the address that the same interface of an earlier sandbox of the pod had, if it is free or that sandbox is still noted for it.
+func (a addresses) former(owner, pod string, have map[netip.Addr]string) (netip.Addr, bool) {
+	if pod == "" {
+		return netip.Addr{}, false
+	}
+	memories, err := addresses{filepath.Join(a.dir, podsName)}.owners()
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	_, ifName, _ := strings.Cut(owner, "/")
+	for ip, m := range memories {
+		uid, old, _ := strings.Cut(m, " ")
+		if now, used := have[ip]; uid == pod && strings.HasSuffix(old, "/"+ifName) && (!used || now == old) {
+			return ip, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// link makes or replaces a symbolic link in one step.
+func link(content, path string) error {
+	tmp := path + ".new"
 	_ = os.Remove(tmp) // left by a crash
-	if err := os.Symlink(ip.String(), tmp); err != nil {
+	if err := os.Symlink(content, tmp); err != nil {
 		return fmt.Errorf("podnet: %w", err)
 	}
-	if err := os.Rename(tmp, filepath.Join(a.dir, lastName)); err != nil {
+	if err := os.Rename(tmp, path); err != nil {
 		return fmt.Errorf("podnet: %w", err)
 	}
 	return nil

@@ -30,16 +30,16 @@ func TestAllocate(t *testing.T) {
 	got := map[string]netip.Addr{}
 	for i := range 5 {
 		owner := fmt.Sprintf("c%d/eth0", i)
-		ip, err := a.allocate(r, owner)
+		ip, err := a.allocate(r, owner, "")
 		if err != nil || ip.String() != fmt.Sprintf("10.244.3.%d", 2+i) {
 			t.Fatalf("%s: %v %v", owner, ip, err)
 		}
 		got[owner] = ip
 	}
-	if again, err := a.allocate(r, "c3/eth0"); err != nil || again != got["c3/eth0"] {
+	if again, err := a.allocate(r, "c3/eth0", ""); err != nil || again != got["c3/eth0"] {
 		t.Errorf("asked again: %v %v", again, err)
 	}
-	if _, err := a.allocate(r, "c9/eth0"); !errors.Is(err, ErrNoAddress) || !strings.Contains(err.Error(), "all 5 of 10.244.3.0/29 are in use") {
+	if _, err := a.allocate(r, "c9/eth0", ""); !errors.Is(err, ErrNoAddress) || !strings.Contains(err.Error(), "all 5 of 10.244.3.0/29 are in use") {
 		t.Errorf("full: %v", err)
 	}
 	for range 2 { // twice is fine
@@ -47,14 +47,14 @@ func TestAllocate(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if ip, err := a.allocate(r, "c9/eth0"); err != nil || ip != got["c1/eth0"] {
+	if ip, err := a.allocate(r, "c9/eth0", ""); err != nil || ip != got["c1/eth0"] {
 		t.Errorf("the only free one: %v %v", ip, err)
 	}
 	all, err := Addresses(a.dir)
 	if err != nil || len(all) != 5 || all["c9"] != got["c1/eth0"] {
 		t.Errorf("%v %v", all, err)
 	}
-	if ip, err := a.allocate(prefix("10.244.4.0/24"), "c0/eth0"); err != nil || ip.String() != "10.244.4.2" { // the node got another range
+	if ip, err := a.allocate(prefix("10.244.4.0/24"), "c0/eth0", ""); err != nil || ip.String() != "10.244.4.2" { // the node got another range
 		t.Errorf("%v %v", ip, err)
 	}
 }
@@ -65,7 +65,7 @@ func TestAddressesRest(t *testing.T) {
 	r := prefix("10.244.3.0/24")
 	seen := map[netip.Addr]bool{}
 	for i := range 253 {
-		ip, err := a.allocate(r, fmt.Sprintf("c%d/eth0", i))
+		ip, err := a.allocate(r, fmt.Sprintf("c%d/eth0", i), "")
 		if err != nil || seen[ip] {
 			t.Fatalf("%d: %v %v", i, ip, err)
 		}
@@ -87,7 +87,7 @@ func TestAllocateAtOnce(t *testing.T) {
 	for i := range 40 {
 		wg.Go(func() {
 			owner := fmt.Sprintf("c%d/eth0", i)
-			ip, err := addresses{dir}.allocate(prefix("10.244.3.0/24"), owner)
+			ip, err := addresses{dir}.allocate(prefix("10.244.3.0/24"), owner, "")
 			mu.Lock()
 			defer mu.Unlock()
 			if other, taken := got[ip]; err != nil || taken {
@@ -103,7 +103,7 @@ func TestGC(t *testing.T) {
 	dir := t.TempDir()
 	a := addresses{dir}
 	for _, o := range []string{"live/eth0", "dead/eth0"} {
-		if _, err := a.allocate(prefix("10.244.3.0/24"), o); err != nil {
+		if _, err := a.allocate(prefix("10.244.3.0/24"), o, ""); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -384,4 +384,56 @@ func FuzzConf(f *testing.F) {
 			t.Fatalf("%+v %v", c, r)
 		}
 	})
+}
+
+// TestAddressOfSamePod shows that a pod whose sandbox is made anew keeps its address, also when nobody told that the old one is gone.
+func TestAddressOfSamePod(t *testing.T) {
+	r := prefix("10.244.3.0/29")
+	for name, released := range map[string]bool{"reboot": false, "new sandbox": true} {
+		t.Run(name, func(t *testing.T) {
+			a := addresses{t.TempDir()}
+			take := func(owner, pod string) netip.Addr {
+				t.Helper()
+				ip, err := a.allocate(r, owner, pod)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return ip
+			}
+			first, other := take("c1/eth0", "uid-1"), take("c2/eth0", "uid-2")
+			if second := take("c1/net1", "uid-1"); second == first {
+				t.Fatalf("two interfaces of one sandbox share %s", first)
+			}
+			if released {
+				if err := a.release("c1/eth0"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if ip := take("c3/eth0", "uid-1"); ip != first {
+				t.Errorf("the pod had %s, its new sandbox has %s", first, ip)
+			}
+			// The old sandbox is removed later: that is not the new one's loss.
+			if err := a.release("c1/eth0"); err != nil {
+				t.Fatal(err)
+			}
+			have, err := Addresses(a.dir)
+			if err != nil || have["c3"] != first || have["c2"] != other {
+				t.Errorf("addresses %v, %v", have, err)
+			}
+			// What another pod got meanwhile is not taken back.
+			if err := a.release("c2/eth0"); err != nil {
+				t.Fatal(err)
+			}
+			var got netip.Addr
+			for i := 0; got != other && i < 5; i++ {
+				got = take(fmt.Sprintf("d%d/eth0", i), fmt.Sprintf("uid-d%d", i))
+			}
+			if err := a.release("c1/net1"); err != nil { // room for one
+				t.Fatal(err)
+			}
+			if ip := take("c4/eth0", "uid-2"); ip == other {
+				t.Errorf("%s has two owners", ip)
+			}
+		})
+	}
 }
