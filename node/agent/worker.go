@@ -121,7 +121,8 @@ func (w *worker) run(ctx context.Context) {
 			continue
 		}
 		if next == 0 {
-			w.a.cfg.Logger.Error("pod does not settle", "pod", lifecycle.PodDesc(w.pod), "steps", steps)
+			pod, _, _ := w.current()
+			w.a.cfg.Logger.Error("pod does not settle", "pod", lifecycle.PodDesc(pod), "steps", steps)
 			next = actionRetry
 		}
 		steps = 0
