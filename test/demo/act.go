@@ -166,7 +166,7 @@ func (d *demo) kill(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.r.say("under way: %d requests/s to the ClusterIP in %s, %d/s to the NodePort of %s (time-out %s), %d writes/s at %s", rate, t.a.Name(), rate, t.b.Name(), timeout, writeRate, t.b.Name())
+	d.r.say("under way: %d requests/s (time-out %s) to the ClusterIP in %s and to the NodePort of %s, %d writes/s at %s", rate, timeout, t.a.Name(), t.b.Name(), writeRate, t.b.Name())
 	if err := d.cutPower(ctx, t); err != nil {
 		return err
 	}
@@ -297,7 +297,7 @@ func (d *demo) watchRecovery(ctx context.Context, t *trial) error {
 		return ok, nil
 	})
 	watch(2, "death seen by gossip", &k.Detected, func() string {
-		return t.a.Name() + " and " + t.b.Name() + " hold " + t.victim.Name() + " for dead, by gossip: its endpoints leave their tables"
+		return t.a.Name() + " and " + t.b.Name() + " hold " + t.victim.Name() + " for dead: its endpoints leave their tables"
 	}, func(ctx context.Context) (bool, error) {
 		for _, n := range others {
 			if ok, err := n.says(ctx, t.victim.Name(), "dead"); !ok {
@@ -349,9 +349,9 @@ func (d *demo) tellOutage(t *trial) error {
 		what string
 		o    outage
 	}{{"ClusterIP from " + t.a.Name(), k.ClusterIP}, {"NodePort of " + t.b.Name(), k.NodePort}} {
-		d.r.say("%-18s %d of %d requests failed, the last was sent %.2f s after the cut %s", x.what+":", x.o.Failed, x.o.Sent, x.o.Last, causes(x.o.Causes))
+		d.r.say("%-17s  %d of %d failed, the last was sent %.2f s after the cut %s", x.what, x.o.Failed, x.o.Sent, x.o.Last, causes(x.o.Causes))
 	}
-	d.r.say("%-18s next success %.2f s after the cut; %d of %d failed", "writes:", k.FirstWrite, k.FailedWrite, judge(t.writes.all(), t.cut).Sent)
+	d.r.say("%-17s  next success %.2f s after the cut; %d of %d failed", "writes at "+t.b.Name(), k.FirstWrite, k.FailedWrite, judge(t.writes.all(), t.cut).Sent)
 	return nil
 }
 
@@ -445,7 +445,7 @@ func (d *demo) unplug(ctx context.Context) error {
 		}
 	}
 	f.Detected = seconds(mono() - pulled)
-	d.r.say("%+7.2f s  %s and %s hold %s for dead, by gossip", f.Detected, a.Name(), b.Name(), v.Name())
+	d.r.say("%+7.2f s  %s and %s hold %s for dead", f.Detected, a.Name(), b.Name(), v.Name())
 	// Only when requests have stopped failing is it known that the tables follow.
 	err = poll(ctx, "half a second without failures", 10*time.Second, func(context.Context) (bool, error) {
 		s := l.all()
@@ -483,7 +483,7 @@ func (d *demo) unplug(ctx context.Context) error {
 	if f.Moved > 0 {
 		return fmt.Errorf("%d pods were moved, though their node was away for less than the grace", f.Moved)
 	}
-	d.r.say("%d of %d requests failed, the last was sent after %.2f s %s", f.Requests.Failed, f.Requests.Sent, f.Requests.Last, causes(f.Requests.Causes))
+	d.r.say("%d of %d requests failed, the last was sent %.2f s after the cut %s", f.Requests.Failed, f.Requests.Sent, f.Requests.Last, causes(f.Requests.Causes))
 	d.r.say("cable back: its pods answer again after %.2f s, none of them was moved", f.Endpoints)
 	return nil
 }

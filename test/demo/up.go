@@ -194,7 +194,7 @@ func (d *demo) form(ctx context.Context) error {
 			return err
 		}
 		d.fig.Joined[n.Name()] = seconds(time.Since(start))
-		d.r.say("%s: skein join %s (%s)       Ready %.2f s after its process started", n.Name(), via.IP(), via.Name(), d.fig.Joined[n.Name()])
+		d.r.say("%s: skein join %s (%s)      Ready %.2f s after its process started", n.Name(), via.IP(), via.Name(), d.fig.Joined[n.Name()])
 	}
 	d.fig.ThreeNodesReady = seconds(time.Since(began))
 	if err := awaitVoters(ctx, d.nodes[2], "n1", "n2", "n3"); err != nil {
@@ -342,7 +342,7 @@ func (d *demo) deploy(ctx context.Context) error {
 		return err
 	}
 	d.fig.DeployReady = seconds(time.Since(began))
-	d.r.say("skein apply -f web.yaml             took %.2f s; all six pods Ready %.2f s after it began: %s", applied.Seconds(), d.fig.DeployReady, placement(pods))
+	d.r.say("skein apply -f web.yaml             took %.2f s; six pods Ready after %.2f s: %s", applied.Seconds(), d.fig.DeployReady, placement(pods))
 	return nil
 }
 
