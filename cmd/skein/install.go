@@ -31,6 +31,8 @@ After=network-online.target
 Type=notify
 EnvironmentFile=-%s
 ExecStart=%s
+# A node that is cut off at boot may have to wait long for its cluster, and works meanwhile.
+TimeoutStartSec=infinity
 Restart=always
 RestartSec=1
 # Pods, shims and containerd go on while the daemon restarts.

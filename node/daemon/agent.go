@@ -53,6 +53,7 @@ func (n *node) runAgent(ctx context.Context) error {
 		return err
 	}
 	n.parts.set("agent", nil, "")
+	n.agentOnce.Do(func() { close(n.agentUp) })
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.Run(ctx) })
 	g.Go(func() error {

@@ -69,7 +69,9 @@ type node struct {
 	once    sync.Once     // guards leaving
 	// agentBreak ends the agent before the node leaves.
 	agentBreak breaker
-	tagsMu     sync.Mutex // orders changes of this node's gossip tags
+	agentUp    chan struct{} // closed when the agent has its runtime
+	agentOnce  sync.Once     // guards agentUp
+	tagsMu     sync.Mutex    // orders changes of this node's gossip tags
 }
 
 // errLeft ends Run after `skein leave`.
@@ -102,7 +104,7 @@ func Run(ctx context.Context, cfg Config, in Intent) error {
 	os.Unsetenv("NOTIFY_SOCKET")
 	bridgeLogs(cfg.Logger)
 	tuneMemory()
-	n := &node{cfg: cfg, notify: notify, log: cfg.Logger.With("node", cfg.Name), started: time.Now(), leaving: make(chan struct{}), agentBreak: newBreaker()}
+	n := &node{cfg: cfg, notify: notify, log: cfg.Logger.With("node", cfg.Name), started: time.Now(), leaving: make(chan struct{}), agentBreak: newBreaker(), agentUp: make(chan struct{})}
 	if err := n.enrol(ctx, in); err != nil {
 		discardState(cfg.StateDir)
 		return err
@@ -215,18 +217,32 @@ func ready() error {
 	return err
 }
 
-// awaitReady waits until this node's Node object is Ready.
+// awaitReady waits until this node's Node object is Ready and what it says is true of this life: the object that an earlier one left
+// on disk proves nothing.
 func (n *node) awaitReady(ctx context.Context) error {
 	changed, end := n.desired.Subscribe(desired.Nodes)
 	defer end()
 	for {
 		if nodeReady(n.desired.Node(n.cfg.Name)) {
-			return nil
+			break
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-changed:
+		}
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-n.agentUp:
+	}
+	for {
+		if ok, _ := n.net.Ready(); ok {
+			return nil
+		}
+		if !pause(ctx, 50*time.Millisecond) {
+			return ctx.Err()
 		}
 	}
 }

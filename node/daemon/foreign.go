@@ -2,9 +2,14 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"skein.io/skein/node/cri"
 )
@@ -13,6 +18,8 @@ const (
 	// foreignRetry is how often a runtime that does not answer is asked again, foreignLook how often one that did.
 	foreignRetry = time.Second
 	foreignLook  = 10 * time.Second
+	// foreignSay is how many unanswered questions are one message.
+	foreignSay = 15
 )
 
 // errNoRuntime says that the foreign runtime has not answered yet, so nobody knows where it looks for networks.
@@ -35,7 +42,7 @@ func (r *runtime) watchForeign(ctx context.Context) error {
 
 // awaitForeign waits until the foreign runtime answers, and prepares it for this node's pods once.
 func (r *runtime) awaitForeign(ctx context.Context) error {
-	for said := false; ; {
+	for asked := 0; ; asked++ {
 		f, err := cri.Inspect(ctx, r.n.cfg.CRIEndpoint)
 		if err == nil {
 			r.adopt(ctx, f)
@@ -44,14 +51,33 @@ func (r *runtime) awaitForeign(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if !said {
+		if asked%foreignSay == 0 {
 			r.n.log.Warn("the container runtime does not serve this node yet", "err", err)
-			said = true
+			r.n.reportNoRuntime(ctx, err)
 		}
 		if !pause(ctx, foreignRetry) {
 			return ctx.Err()
 		}
 	}
+}
+
+// reportNoRuntime says on the Node object that no pods can start here: the agent, which speaks for the node, cannot begin without a
+// runtime, and what it said in an earlier life stands there still.
+func (n *node) reportNoRuntime(ctx context.Context, why error) {
+	if !nodeReady(n.desired.Node(n.cfg.Name)) {
+		return
+	}
+	now := metav1.Now()
+	patch, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": []corev1.NodeCondition{{
+		Type: corev1.NodeReady, Status: corev1.ConditionFalse, Reason: "ContainerRuntimeNotReady", Message: why.Error(),
+		LastHeartbeatTime: now, LastTransitionTime: now,
+	}}}})
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		_, err = n.client.CoreV1().Nodes().Patch(ctx, n.cfg.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	}
+	n.logIf("report that the container runtime does not answer", err)
 }
 
 func (r *runtime) adopt(ctx context.Context, f cri.Foreign) {

@@ -84,6 +84,7 @@ func (r *runtime) dial(ctx context.Context) (*cri.Runtime, error) {
 			return nil, err
 		}
 		r.n.log.Warn("the container runtime is not ready yet", "err", err)
+		r.n.reportNoRuntime(ctx, err)
 	}
 }
 
