@@ -53,6 +53,11 @@ type Config struct {
 	// Host other than Close. Optional.
 	OnRemoved func(Removed)
 
+	// Full, if set, tells why this node has no room for more data, nil while it has.
+	// Requests made here that make the store grow are refused with it, others are
+	// not, so that things can be deleted. It must be fast. Optional.
+	Full func() error
+
 	// Shards is the table of all shards. Default shard.Default().
 	Shards shard.Table
 

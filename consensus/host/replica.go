@@ -16,6 +16,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/client/v3/kubernetes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"skein.io/skein/consensus/etcdapi"
 	"skein.io/skein/consensus/mvcc"
@@ -216,6 +218,11 @@ func (r *replica) ticks(ctx context.Context) time.Duration {
 
 // Propose implements etcdapi.Replica.
 func (r *replica) Propose(ctx context.Context, q *pb.InternalRaftRequest) (mvcc.Result, error) {
+	if r.h.cfg.Full != nil && grows(q) {
+		if err := r.h.cfg.Full(); err != nil {
+			return mvcc.Result{}, status.Error(codes.ResourceExhausted, err.Error())
+		}
+	}
 	return r.propose(ctx, q, 0)
 }
 
@@ -399,4 +406,22 @@ func (r *replica) readIndexOnce(ctx context.Context, changed <-chan struct{}) er
 	case <-r.ctx.Done():
 		return rpctypes.ErrGRPCStopped
 	}
+}
+
+// grows tells whether a request writes a key or a lease.
+func grows(q *pb.InternalRaftRequest) bool {
+	if q.Put != nil || q.LeaseGrant != nil {
+		return true
+	}
+	if q.Txn == nil {
+		return false
+	}
+	for _, ops := range [][]*pb.RequestOp{q.Txn.Success, q.Txn.Failure} {
+		for _, op := range ops {
+			if op.GetRequestPut() != nil || op.GetRequestTxn() != nil {
+				return true
+			}
+		}
+	}
+	return false
 }

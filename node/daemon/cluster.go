@@ -153,6 +153,7 @@ func (n *node) startHost() (*host.Host, error) {
 			n.log.Info("this node's replica has been removed from the shard", "shard", r.Shard, "why", r.Reason)
 			n.logIf("delete the removed replica", r.Clear(context.Background()))
 		},
+		Full:   n.disk.err,
 		Logger: n.log.With("part", "store"),
 	})
 	if err != nil {

@@ -54,6 +54,7 @@ type node struct {
 	log     *slog.Logger
 	started time.Time
 	parts   parts
+	disk    disk
 
 	gossip  *membership.Membership
 	host    *host.Host
@@ -161,6 +162,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	if n.restCfg, n.client, err = n.localClient(); err != nil {
 		return fail(err)
 	}
+	start("disk", n.watchDisk)
 	start("gossip", n.watchGossip)
 	start("store", n.watchStore)
 	start("API front", n.front.Run)

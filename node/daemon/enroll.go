@@ -37,6 +37,9 @@ func (n *node) enrol(ctx context.Context, in Intent) error {
 		}
 	default:
 		if id, err = found(n.cfg, time.Now()); err != nil {
+			if !enrolled(n.cfg.StateDir) {
+				_ = os.Remove(foundingFile(n.cfg.StateDir).path) // nobody has these keys: the next start makes others
+			}
 			return fmt.Errorf("make a cluster: %w", diskFull(err))
 		}
 		n.log.Info("this node is the first of a new cluster", "cluster", id.ClusterID)

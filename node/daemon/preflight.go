@@ -47,6 +47,11 @@ func preflight(ctx context.Context, cfg Config) error {
 			errs = append(errs, err)
 		}
 	}
+	if free, err := freeSpace(cfg.StateDir); err != nil {
+		errs = append(errs, err)
+	} else {
+		errs = append(errs, checkSpace(cfg.StateDir, free, spaceToStart, "a node does not start"))
+	}
 	if !hasAddress(cfg.Address) {
 		errs = append(errs, fmt.Errorf("%s is not an address of this machine: choose one of those that 'ip -brief address' shows with --address", cfg.Address))
 	} else {
