@@ -101,6 +101,59 @@ func TestConfigFileSetsFlags(t *testing.T) {
 	}
 }
 
+// The order is flags, environment, file; a command other than up and join takes from the file where the node is.
+func TestConfigPrecedence(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "c.yaml")
+	if err := os.WriteFile(path, []byte("name: from_file\naddress: 127.0.0.1\nstate-dir: "+dir+"/from-file\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("SKEIN_NAME", "from_env")
+	if _, _, errOut := capture(t, "--config", path, "up"); !strings.Contains(errOut, `node name "from_env"`) {
+		t.Errorf("the environment did not win over the file: %q", errOut)
+	}
+	if _, _, errOut := capture(t, "--config", path, "up", "--name", "from_flag"); !strings.Contains(errOut, `node name "from_flag"`) {
+		t.Errorf("the flag did not win over the environment: %q", errOut)
+	}
+	if _, _, errOut := capture(t, "--config", path, "members"); !strings.Contains(errOut, "/from-file") {
+		t.Errorf("members looks elsewhere than where the file puts the node: %q", errOut)
+	}
+}
+
+// Every setting of a node can stand in the file.
+func TestConfigTakesEveryKey(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "c.yaml")
+	if err := os.WriteFile(path, []byte(`name: not_valid
+state-dir: `+dir+`/none
+address: 192.0.2.9
+zone: attic
+label: {disk: ssd, row: "3"}
+voter: never
+profile: edge
+cri-endpoint: tcp://nowhere
+cni-dir: /etc/cni/net.d
+cni-bin-dir: /opt/cni/bin
+cgroup-root: /
+service-cgroup: /x
+uplink: eth9
+pod-cidr: 10.9.0.0/30
+service-cidr: 10.8.0.0/30
+cluster-domain: example.org
+eviction-grace: -5s
+log-level: warn
+token: skein1.a.b.c
+`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, _, errOut := capture(t, "--config", path, "up")
+	for _, want := range []string{`"not_valid"`, `"tcp://nowhere"`, `cgroup root "/"`, "10.9.0.0/30", "10.8.0.0/30", "eviction grace -5s"} {
+		if code != 1 || !strings.Contains(errOut, want) {
+			t.Errorf("exit %d without %s: %s", code, want, errOut)
+		}
+	}
+}
+
 func TestTakeToken(t *testing.T) {
 	for _, args := range [][]string{{"join", "a", "--token", "T", "--zone=x"}, {"join", "a", "--token=T", "--zone=x"}} {
 		rest, token := takeToken(args)
