@@ -96,6 +96,9 @@ func (r *report) fail(err error, lab *cluster.Cluster) error {
 	return errors.New("the demo did not come to its end")
 }
 
+// longest is how much of a log line is shown.
+const longest = 300
+
 // lastWarnings gives the last lines of a log that tell of trouble.
 func lastWarnings(path string, most int) []string {
 	b, err := os.ReadFile(path)
@@ -105,7 +108,10 @@ func lastWarnings(path string, most int) []string {
 	var out []string
 	for line := range strings.Lines(string(b)) {
 		if strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR") || strings.HasPrefix(line, "skein:") || strings.HasPrefix(line, "panic:") {
-			out = append(out, strings.TrimSpace(line))
+			if line = strings.TrimSpace(line); len(line) > longest {
+				line = line[:longest] + "..."
+			}
+			out = append(out, line)
 		}
 	}
 	return out[max(0, len(out)-most):]

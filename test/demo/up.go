@@ -337,7 +337,7 @@ func (d *demo) deploy(ctx context.Context) error {
 		return err
 	}
 	applied := time.Since(began)
-	pods, err := d.awaitPods(ctx, d.nodes[1], 6, "", 2*time.Minute)
+	pods, err := d.awaitPods(ctx, d.nodes[1], 6, "", time.Minute)
 	if err != nil {
 		return err
 	}
@@ -371,7 +371,22 @@ func (d *demo) awaitPods(ctx context.Context, at *machine, want int, not string,
 		}
 		return true, nil
 	})
+	if err != nil && !errors.Is(err, context.Canceled) {
+		err = errors.Join(err, troubles(ctx, at))
+	}
 	return ready, err
+}
+
+// troubles gives the last thing that the cluster itself complains about.
+func troubles(ctx context.Context, at *machine) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	l, err := at.kube.CoreV1().Events("default").List(ctx, metav1.ListOptions{FieldSelector: "type=Warning"})
+	if err != nil || len(l.Items) == 0 {
+		return err
+	}
+	e := slices.MaxFunc(l.Items, func(a, b corev1.Event) int { return a.LastTimestamp.Compare(b.LastTimestamp.Time) })
+	return fmt.Errorf("last warning, about %s: %s: %s", e.InvolvedObject.Name, e.Reason, e.Message)
 }
 
 func podReady(p *corev1.Pod) bool {
