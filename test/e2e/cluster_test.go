@@ -28,6 +28,8 @@ func TestCluster(t *testing.T) {
 	}{
 		{"bad input", w.badInput},
 		{"deploy", w.deploy},
+		{"rollout", w.rollout},
+		{"verbs", w.verbs},
 		{"crash", w.crash},
 		{"leader kill", w.leaderKill},
 		{"node kill", w.nodeKill},
