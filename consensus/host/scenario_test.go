@@ -300,6 +300,9 @@ func TestCutOff(t *testing.T) {
 	leader := c.Leader()
 	for _, node := range []int{(leader + 1) % 3, 3} {
 		cl := c.Nodes[node].Client()
+		if get(t, c, node, "/x") != "1" { // applied here: else it would be the watch's first event
+			t.Fatal("wrong value")
+		}
 		needs := cl.Watch(clientv3.WithRequireLeader(ctx(t, 60*time.Second)), "/x")
 		c.Isolate(node, true)
 		start := time.Now()
