@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -368,6 +369,33 @@ func TestPersistent(t *testing.T) {
 	}
 	c.children = nil
 	left(t, name, c.Dir())
+}
+
+// This machine reaches a node over the link, which is gone when Close returns: the next laboratory of the name makes it again.
+func TestHostLink(t *testing.T) {
+	cfg := Config{Name: "hostlink", Subnet: netip.MustParsePrefix("10.97.0.0/16"), HostLink: true}
+	for range 2 {
+		c, err := New(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := c.AddNode(t.Context(), "a", 0)
+		if err == nil {
+			var conn net.Conn
+			// Nothing listens: a refusal is an answer.
+			if conn, err = net.DialTimeout("tcp", net.JoinHostPort(n.IP().String(), "1"), 5*time.Second); err == nil {
+				conn.Close()
+			} else if errors.Is(err, syscall.ECONNREFUSED) {
+				err = nil
+			}
+		}
+		if err := errors.Join(err, c.Close(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := net.InterfaceByName(c.st.hostLink()); err == nil {
+			t.Fatal("the link is left")
+		}
+	}
 }
 
 func TestConfigReportsAllFaults(t *testing.T) {

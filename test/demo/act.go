@@ -73,7 +73,8 @@ func (d *demo) nodePortURL(n *machine) string {
 	return fmt.Sprintf("http://%s/", netip.AddrPortFrom(n.IP(), nodePort))
 }
 
-// sample lets a load run for sampleSize requests and tells what became of them. All pods must have answered.
+// sample lets a load run for sampleSize requests and tells what became of them. All pods must have answered, and nearly all requests
+// been answered.
 func (d *demo) sample(ctx context.Context, title, key string, l *load, err error) error {
 	if err != nil {
 		return err
@@ -101,7 +102,8 @@ func (d *demo) tell(title, key string, s []sample) error {
 		took = fmt.Sprintf("median %.1f ms, p99 %.1f; ", q.P50, q.P99)
 	}
 	d.r.say("%-29s %d sent, %d failed; %s%s", title, q.Sent, q.Failed, took, spread(s))
-	if q.Failed > 0 || q.Pods < 6 {
+	// A machine that is short of CPU may miss a time-out or two; that is no fault of the Service.
+	if q.Failed*100 > q.Sent || q.Pods < 6 {
 		return fmt.Errorf("%s: %d of %d requests failed, %d of 6 pods answered: %v", title, q.Failed, q.Sent, q.Pods, judge(s, 0).Causes)
 	}
 	return nil
