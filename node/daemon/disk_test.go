@@ -3,9 +3,12 @@ package daemon
 import (
 	"errors"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -42,6 +45,29 @@ func TestFreeSpaceOfNothing(t *testing.T) {
 	a, err := freeSpace(filepath.Join(dir, "not", "yet"))
 	if err != nil || a == 0 {
 		t.Fatalf("%d, %v", a, err)
+	}
+}
+
+func TestPortFree(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	u, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	for network, a := range map[string]net.Addr{"tcp": l.Addr(), "udp": u.LocalAddr()} {
+		busy := netip.MustParseAddrPort(a.String())
+		if err := portFree(network, busy); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("%s %s: %v, want that it is taken", network, busy, err)
+		}
+	}
+	// The address of the DNS server is on no interface before the first start.
+	if err := portFree("udp", netip.MustParseAddrPort("192.0.2.1:40053")); err != nil {
+		t.Errorf("an address that is still to be made: %v", err)
 	}
 }
 

@@ -79,21 +79,50 @@ func hasAddress(a netip.Addr) bool {
 // portsFree says which of the node's ports another program holds.
 func portsFree(a netip.Addr) error {
 	var errs []error
+	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	for _, p := range []struct {
-		port uint16
-		what string
-	}{{apiPort, "API"}, {gossipPort, "gossip"}, {raftPort, "Raft"}, {agentPort, "agent"}} {
-		l, err := net.Listen("tcp", netip.AddrPortFrom(a, p.port).String())
-		if err == nil {
-			l.Close()
-			continue
-		}
+		network string
+		addr    netip.AddrPort
+		what    string
+	}{
+		{"tcp", netip.AddrPortFrom(a, apiPort), "API"}, {"tcp", netip.AddrPortFrom(loopback, apiPort), "API"},
+		{"tcp", netip.AddrPortFrom(a, gossipPort), "gossip"}, {"udp", netip.AddrPortFrom(a, gossipPort), "gossip"},
+		{"tcp", netip.AddrPortFrom(a, raftPort), "Raft"}, {"tcp", netip.AddrPortFrom(a, agentPort), "agent"},
+		{"tcp", dnsAddr, "DNS"}, {"udp", dnsAddr, "DNS"},
+	} {
+		err := portFree(p.network, p.addr)
 		if errors.Is(err, syscall.EADDRINUSE) {
-			err = fmt.Errorf("port %d (%s) of %s is taken by another program: stop it ('ss -ltnp sport = :%d' names it)", p.port, p.what, a, p.port)
+			do := "stop it"
+			if p.addr == dnsAddr {
+				do = "let it listen on its own addresses only, not on all"
+			}
+			err = fmt.Errorf("%s port %d (%s) of %s is taken by another program: %s ('ss -lnp -A %s sport = :%d' names it)",
+				p.network, p.addr.Port(), p.what, p.addr.Addr(), do, p.network, p.addr.Port())
 		}
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// portFree tries to listen. The address may be one that the node has yet to add to an interface.
+func portFree(network string, a netip.AddrPort) error {
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var serr error
+		err := c.Control(func(fd uintptr) { serr = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1) })
+		return errors.Join(err, serr)
+	}}
+	if network == "udp" {
+		l, err := lc.ListenPacket(context.Background(), network, a.String())
+		if err != nil {
+			return err
+		}
+		return l.Close()
+	}
+	l, err := lc.Listen(context.Background(), network, a.String())
+	if err != nil {
+		return err
+	}
+	return l.Close()
 }
 
 // errBusy says that another daemon uses the state directory.
