@@ -53,11 +53,11 @@ vet:
 	CGO_ENABLED=0 go vet -tags $(TAGS) ./...
 
 unit: ## unit tests, fuzz seeds, layering and drift of generated code, with -race
-	@set -o pipefail; timed=$$(printf '%s\n' $(PKGS) | grep $(addprefix -e ,$(TIMED))); rest=$$(printf '%s\n' $(PKGS) | grep -v $(addprefix -e ,$(TIMED))); \
-	{ a=0; $(RACE) $$rest || a=1; $(RACE) -p 1 $$timed || a=1; exit $$a; } | go run ./test/report
+	@timed=$$(printf '%s\n' $(PKGS) | grep $(addprefix -e ,$(TIMED))); rest=$$(printf '%s\n' $(PKGS) | grep -v $(addprefix -e ,$(TIMED))); \
+	test/run.sh '$(RACE)' "$$rest" "$$timed"
 
 e2e: build bin/kubectl ## multi-node tests on the namespaces harness
-	set -o pipefail; CGO_ENABLED=0 go test -tags $(TAGS) -count=1 -timeout 25m -json ./test/e2e/... | go run ./test/report
+	@test/run.sh 'CGO_ENABLED=0 go test -tags $(TAGS) -count=1 -timeout 25m -json' "" "$$(go list -tags $(TAGS) ./test/e2e/...)"
 
 generate: ## everything that is generated (needs clang-14, llvm-14, libbpf-dev)
 	datapath/bpf/generate.sh

@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -22,10 +23,18 @@ type event struct {
 	FailedBuild string
 }
 
-type counts struct{ passed, failed, skipped, packages int }
+type counts struct {
+	passed, failed, skipped, packages int
+	failedPackages                    []string
+}
 
 func main() {
+	failed := flag.String("failed", "", "write the packages that failed to this `file`, one a line")
+	flag.Parse()
 	c, err := report(os.Stdin, os.Stdout)
+	if err == nil && *failed != "" {
+		err = os.WriteFile(*failed, []byte(strings.Join(append(c.failedPackages, ""), "\n")), 0o644)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "report:", err)
 		os.Exit(1)
@@ -59,6 +68,7 @@ func report(in io.Reader, out io.Writer) (c counts, err error) {
 			if e.Test == "" {
 				c.packages++
 				if e.Action == "fail" {
+					c.failedPackages = append(c.failedPackages, e.Package)
 					if failedIn[e.Package] == 0 {
 						c.failed++ // the package itself: it does not build, panicked or ran out of time
 					}

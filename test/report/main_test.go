@@ -1,6 +1,7 @@
 package main
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -21,7 +22,7 @@ go: something else
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (counts{passed: 1, failed: 2, skipped: 1, packages: 3}); c != want {
+	if want := (counts{passed: 1, failed: 2, skipped: 1, packages: 3, failedPackages: []string{"p", "q"}}); !reflect.DeepEqual(c, want) {
 		t.Errorf("got %+v, want %+v", c, want)
 	}
 	for _, want := range []string{"why", "does not build", "ok   r (3.0 s)", "go: something else"} {
