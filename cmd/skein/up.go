@@ -20,7 +20,7 @@ type nodeFlags struct {
 	Zone          string            `help:"Failure zone of the node: voters and pods spread over zones." env:"SKEIN_ZONE"`
 	Label         map[string]string `help:"Labels of the node (KEY=VALUE)." env:"SKEIN_LABELS" mapsep:","`
 	Voter         string            `help:"Whether this node may hold a vote in the store: auto, never or prefer." enum:"auto,never,prefer" env:"SKEIN_VOTER" default:"auto"`
-	Profile       string            `help:"Network profile of the failure detector: lan or edge." enum:"lan,edge" env:"SKEIN_PROFILE" default:"lan"`
+	Profile       string            `help:"Network profile of the failure detector: lan or edge, for slow links (first node only)." enum:"lan,edge" env:"SKEIN_PROFILE" default:"lan"`
 	CRIEndpoint   string            `name:"cri-endpoint" help:"Socket of a CRI runtime to use instead of the embedded containerd (unix:///run/containerd/containerd.sock)." env:"SKEIN_CRI_ENDPOINT"`
 	CNIDir        string            `name:"cni-dir" help:"Where the runtime of --cri-endpoint reads network configurations: the node's is put there (default: what the runtime says, or /etc/cni/net.d)." type:"path" env:"SKEIN_CNI_DIR"`
 	CNIBinDir     string            `name:"cni-bin-dir" help:"Where the runtime of --cri-endpoint looks for network plugins: a link to skein-helper is put there (default: what the runtime says, or /opt/cni/bin)." type:"path" env:"SKEIN_CNI_BIN_DIR"`
