@@ -202,7 +202,9 @@ func (n *Node) command(ctx context.Context, leaf string, argv ...string) (*exec.
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
-	cmd.Env = append(os.Environ(), n.Env()...)
+	// A node's settings are its own, not those of whoever makes it.
+	mine := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "SKEIN_") })
+	cmd.Env = append(mine, n.Env()...)
 	return cmd, nil
 }
 

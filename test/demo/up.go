@@ -321,7 +321,7 @@ func (d *demo) deploy(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	for _, n := range d.nodes {
 		g.Go(func() error {
-			_, err := d.cli(gctx, append(n.Env(), "SKEIN_STATE_DIR="+n.StateDir()), "images", "import", d.file("images/web.tar"))
+			_, err := d.cli(gctx, n.Env(), "images", "import", d.file("images/web.tar"))
 			return err
 		})
 	}
@@ -349,7 +349,8 @@ func (d *demo) deploy(ctx context.Context) error {
 // cli runs bin/skein with words as a person would.
 func (d *demo) cli(ctx context.Context, env []string, words ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, d.skein, words...)
-	cmd.Env = append(os.Environ(), env...)
+	mine := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "SKEIN_") })
+	cmd.Env = append(mine, env...)
 	var out, msg strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &msg
 	if err := cmd.Run(); err != nil {
