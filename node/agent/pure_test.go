@@ -286,3 +286,24 @@ func TestTailOfLog(t *testing.T) {
 		t.Errorf("%d bytes", len(got))
 	}
 }
+
+// TestUpdateMakesVolumesStale shows that a pod's volumes follow what the downward API shows of it, and nothing else.
+func TestUpdateMakesVolumesStale(t *testing.T) {
+	old := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "u", Labels: map[string]string{"l": "1"}, Annotations: map[string]string{"a": "1"}}}
+	for name, c := range map[string]struct {
+		change func(*corev1.Pod)
+		stale  bool
+	}{
+		"status":     {func(p *corev1.Pod) { p.Status.Phase = corev1.PodRunning }, false},
+		"label":      {func(p *corev1.Pod) { p.Labels["l"] = "2" }, true},
+		"annotation": {func(p *corev1.Pod) { p.Annotations["a"] = "2" }, true},
+	} {
+		w := newWorker(&Agent{}, old, false, nil)
+		w.stale = false // as after the first set-up
+		p := old.DeepCopy()
+		c.change(p)
+		if w.update(p, false); w.stale != c.stale {
+			t.Errorf("%s: stale is %v, want %v", name, w.stale, c.stale)
+		}
+	}
+}

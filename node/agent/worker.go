@@ -84,6 +84,8 @@ func (w *worker) update(p *corev1.Pod, gone bool) {
 	if p == w.pod && gone == w.gone {
 		return
 	}
+	// The downward API shows these in files.
+	w.stale = w.stale || !maps.Equal(p.Labels, w.pod.Labels) || !maps.Equal(p.Annotations, w.pod.Annotations)
 	ends := gone && !w.gone || p.DeletionTimestamp != nil && w.pod.DeletionTimestamp == nil
 	w.pod, w.gone = p, gone
 	w.version++
