@@ -30,12 +30,14 @@ func TestCluster(t *testing.T) {
 		{"deploy", w.deploy},
 		{"rollout", w.rollout},
 		{"verbs", w.verbs},
+		{"pods", w.pods},
 		{"crash", w.crash},
 		{"leader kill", w.leaderKill},
 		{"node kill", w.nodeKill},
 		{"no leader", w.noLeader},
 		{"partition", w.partition},
 		{"reboot", w.reboot},
+		{"leave", w.leave},
 	} {
 		if !w.step(t, s.name, s.run) {
 			return // the others would begin with what it left

@@ -44,7 +44,7 @@ func (w *world) verbs(t *testing.T) {
 		has(t, w.do(t, "n2", "describe", "pods", "-l", "app=web"), "Readiness:", "http-get", "Scheduled", "Started")
 		has(t, w.do(t, "n2", "describe", "svc", "web"), "Endpoints:", "10.96.7.7", "30080")
 	})
-	t.Run("apply from a directory, a file and stdin", func(t *testing.T) {
+	t.Run("apply files", func(t *testing.T) {
 		dir := t.TempDir()
 		must(t, os.Chmod(dir, 0o755))
 		for i := range 3 {
@@ -156,7 +156,7 @@ spec:
 			return err
 		})
 	})
-	t.Run("wide open", func(t *testing.T) {
+	t.Run("namespace and owner", func(t *testing.T) {
 		// A namespace with things in it goes, and takes them along; an owner's death is its children's.
 		w.apply(t, "n1", `apiVersion: v1
 kind: Namespace
