@@ -15,6 +15,7 @@ import (
 	"skein.io/skein/consensus/host"
 	"skein.io/skein/consensus/members"
 	"skein.io/skein/datapath/loader"
+	"skein.io/skein/node/volume"
 )
 
 // leaveTimeout bounds how long a node may take to hand over what it holds.
@@ -111,8 +112,8 @@ func (n *node) forget() error {
 	} else if n.runtime != nil {
 		errs = append(errs, n.runtime.removeCNI())
 	}
-	errs = append(errs, loader.Detach(filepath.Join(n.cfg.StateDir, "bpf")))
-	for _, name := range []string{"identity", "raft", "gossip", "desired.db", "founding.json", "pods", "cni"} {
+	errs = append(errs, loader.Detach(filepath.Join(n.cfg.StateDir, "bpf")), volume.RemoveAll(filepath.Join(n.cfg.StateDir, "pods")))
+	for _, name := range []string{"identity", "raft", "gossip", "desired.db", "founding.json", "cni"} {
 		errs = append(errs, os.RemoveAll(filepath.Join(n.cfg.StateDir, name)))
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -126,7 +126,9 @@ func (w *network) applyServices() (string, error) {
 	}
 	all := translate(w.n.desired.Services(), w.n.desired.EndpointSlices(),
 		local{api: netip.AddrPortFrom(w.n.cfg.Address, apiPort), dns: dnsAddr})
-	dead, total := deadNodes(w.n.gossip.Members())
+	left, dead, total := lostNodes(w.n.gossip.Members())
+	// A node that left said so itself: there is nothing to doubt, so no threshold.
+	all, _ = service.Filter(all, left, 0, 1)
 	live, report := service.Filter(all, dead, total, panicThreshold)
 	if report.Reason != "" {
 		w.log.Info("endpoints follow gossip", "why", report.Reason)
@@ -141,20 +143,21 @@ func (w *network) applyServices() (string, error) {
 	return text, nil
 }
 
-// deadNodes lists the nodes that this node's gossip holds for dead. A node that left is not counted: its pods are gone or
-// going, and the API knows.
-func deadNodes(ms []membership.Member) (dead map[string]bool, total int) {
-	dead = map[string]bool{}
+// lostNodes lists the nodes that left, whose pods are about to end, and those that this node's gossip holds for dead, with the number
+// of all nodes that did not leave.
+func lostNodes(ms []membership.Member) (left, dead map[string]bool, total int) {
+	left, dead = map[string]bool{}, map[string]bool{}
 	for _, m := range ms {
 		switch m.Verdict {
 		case health.Left:
+			left[m.Name] = true
 			continue
 		case health.Dead:
 			dead[m.Name] = true
 		}
 		total++
 	}
-	return dead, total
+	return left, dead, total
 }
 
 // applyPeers keeps the routes to the pods of the other nodes, and this node's CNI configuration.

@@ -87,11 +87,11 @@ func TestTranslatePublishesNotReady(t *testing.T) {
 	}
 }
 
-func TestDeadNodes(t *testing.T) {
-	dead, total := deadNodes([]membership.Member{
+func TestLostNodes(t *testing.T) {
+	left, dead, total := lostNodes([]membership.Member{
 		{Name: "a", Verdict: health.Alive}, {Name: "b", Verdict: health.Dead}, {Name: "c", Verdict: health.Left}, {Name: "d", Verdict: health.Suspect}})
-	if total != 3 || len(dead) != 1 || !dead["b"] {
-		t.Errorf("got %v of %d, want b of 3: a node that left counts no more, one that is suspected not yet", dead, total)
+	if total != 3 || len(dead) != 1 || !dead["b"] || len(left) != 1 || !left["c"] {
+		t.Errorf("got %v, %v of %d, want c left, b of 3 dead: a node that left counts no more, one that is suspected not yet", left, dead, total)
 	}
 }
 

@@ -83,6 +83,17 @@ func unmountBelow(dir string) error {
 	return nil
 }
 
+// RemoveAll removes what the manager of a directory made for all pods. Nothing is deleted through a mount: what a pod saw of the host stays.
+func RemoveAll(dir string) error {
+	if err := unmountBelow(dir); err != nil {
+		return fmt.Errorf("volumes of all pods: %w", err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("volumes of all pods: %w", err)
+	}
+	return nil
+}
+
 // Teardown removes everything of a pod: mounts, files, tokens. It may be called again after a failure.
 func (m *Manager) Teardown(uid types.UID) error {
 	if uid == "" || strings.ContainsAny(string(uid), "/") || uid == ".." || uid == "." {

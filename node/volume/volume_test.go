@@ -367,6 +367,15 @@ func TestSubPath(t *testing.T) {
 	if err := m.Teardown(p.UID); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := m.HostPath(p, "c", 1, mount, "dir"); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveAll(m.cfg.Dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(m.cfg.Dir); !os.IsNotExist(err) {
+		t.Errorf("directory left: %v", err)
+	}
 	if read(t, base, "dir/f") != "content" {
 		t.Error("Teardown reached through a mount")
 	}
