@@ -40,8 +40,8 @@ bin/skein-demo:
 
 # All packages but the multi-node tests run with the race detector. Those that measure time on real sockets and disks run one
 # after the other, so that they do not judge each other's load.
-PKGS = $(shell go list -tags $(TAGS) ./... | grep -v -e /test/e2e)
-TIMED := /gossip/membership /consensus/ /datapath/loader /node/cri /node/agent/real /test/cluster /node/api$$
+PKGS = $(shell go list -tags $(TAGS) ./... | grep -v -e /test/e2e -e /node/agent/real)
+TIMED := /gossip/membership /consensus/ /datapath/loader /node/cri /test/cluster /node/api$$
 RACE = CGO_ENABLED=1 go test -race -tags $(TAGS) -ldflags "$(KUBELD)" -timeout 20m -json
 
 test: deps fmt vet build unit e2e ## everything that CI runs
@@ -56,8 +56,9 @@ unit: ## unit tests, fuzz seeds, layering and drift of generated code, with -rac
 	@timed=$$(printf '%s\n' $(PKGS) | grep $(addprefix -e ,$(TIMED))); rest=$$(printf '%s\n' $(PKGS) | grep -v $(addprefix -e ,$(TIMED))); \
 	test/run.sh '$(RACE)' "$$rest" "$$timed"
 
-e2e: build bin/kubectl ## multi-node tests on the namespaces harness
-	@test/run.sh 'CGO_ENABLED=0 go test -tags $(TAGS) -count=1 -timeout 25m -json' "" "$$(go list -tags $(TAGS) ./test/e2e/...)"
+# Without the race detector: these run whole nodes, containerd included, against real clocks.
+e2e: build bin/kubectl ## the agent on a real containerd, and multi-node tests on the namespaces harness
+	@test/run.sh 'CGO_ENABLED=0 go test -tags $(TAGS) -count=1 -timeout 25m -json' "" "$$(go list -tags $(TAGS) ./node/agent/real ./test/e2e/...)"
 
 generate: ## everything that is generated (needs clang-14, llvm-14, libbpf-dev)
 	datapath/bpf/generate.sh
