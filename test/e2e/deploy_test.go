@@ -33,7 +33,7 @@ spec:
         ports: [{containerPort: 8080}]
         readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
         # As everywhere with Kubernetes: a pod is told to end when the others begin to hear of it, so it serves on for a moment.
-        lifecycle: {preStop: {sleep: {seconds: 1}}}
+        lifecycle: {preStop: {sleep: {seconds: 3}}}
         env:
         - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
         - {name: NODE_NAME, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
