@@ -23,9 +23,9 @@ const (
 	// fragmentSize is the size of a response from which on a watch that asked for
 	// it gets it in parts; etcd's limit of a request with its overhead.
 	fragmentSize = (1536 + 512) << 10
-	// controlQueue is how many answers to requests of one stream may wait. A client
-	// that sends more waits too.
-	controlQueue = 16
+	// maxAnswers is how many answers to requests of one stream may wait: far more
+	// than a client that reads them ever leaves. One that does not is cut off.
+	maxAnswers = 1 << 16
 )
 
 type watchServer struct {
@@ -51,7 +51,7 @@ func (s *watchServer) Watch(stream pb.Watch_WatchServer) error {
 	}
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	w := &watchStream{
-		r: s.r, stream: stream, ctx: ctx, events: events, control: make(chan *pb.WatchResponse, controlQueue),
+		r: s.r, stream: stream, ctx: ctx, events: events, wake: make(chan struct{}, 1),
 		options: map[etcdmvcc.WatchID]*watchOptions{}, progress: s.progress,
 	}
 	var wg sync.WaitGroup
@@ -126,19 +126,26 @@ type watchOptions struct {
 }
 
 // watchStream is one client's stream with its watches. receive answers requests
-// by way of control, send alone writes to the client: it interleaves those
+// by way of answers, send alone writes to the client: it interleaves those
 // answers with the events so that a watch's creation comes before its events.
+//
+// receive never waits for send. etcd's client reads nothing while it sends a
+// request, and in process nothing lies between the two: if the server also read
+// nothing while it cannot send, the end of many watches at once would stop the
+// stream, and with it every watch of the client, for ever.
 type watchStream struct {
 	r        Replica
 	stream   pb.Watch_WatchServer
 	ctx      context.Context
 	events   etcdmvcc.WatchStream
-	control  chan *pb.WatchResponse
+	wake     chan struct{} // there are answers
 	progress time.Duration
 
-	mu      sync.Mutex // guards options and closed
+	mu      sync.Mutex // guards the rest
 	options map[etcdmvcc.WatchID]*watchOptions
 	closed  bool
+	// answers wait to be sent, at most maxAnswers.
+	answers []*pb.WatchResponse
 }
 
 // close makes the store forget the watches; events is not used after it.
@@ -173,15 +180,34 @@ func (w *watchStream) receive() error {
 				w.requestProgress()
 			}
 		}
-		if answer == nil {
-			continue
-		}
-		select {
-		case w.control <- answer:
-		case <-w.ctx.Done():
-			return w.ctx.Err()
+		if answer != nil && !w.answer(answer) {
+			return rpctypes.ErrGRPCRequestTooManyRequests
 		}
 	}
+}
+
+// answer puts an answer in the queue; false when that is full.
+func (w *watchStream) answer(a *pb.WatchResponse) bool {
+	w.mu.Lock()
+	if len(w.answers) >= maxAnswers {
+		w.mu.Unlock()
+		return false
+	}
+	w.answers = append(w.answers, a)
+	w.mu.Unlock()
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+	return true
+}
+
+func (w *watchStream) takeAnswers() []*pb.WatchResponse {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	a := w.answers
+	w.answers = nil
+	return a
 }
 
 func filters(q *pb.WatchCreateRequest) (out []etcdmvcc.FilterFunc) {
@@ -306,22 +332,24 @@ func (w *watchStream) send() error {
 			if err := w.sendEvents(e); err != nil {
 				return err
 			}
-		case c := <-w.control:
-			if err := w.stream.Send(c); err != nil {
-				return err
-			}
-			switch id := c.WatchId; {
-			case id == clientv3.InvalidWatchID:
-			case c.Canceled:
-				delete(announced, id)
-			case c.Created:
-				announced[id] = true
-				for _, e := range early[id] {
-					if err := w.sendEvents(e); err != nil {
-						return err
-					}
+		case <-w.wake:
+			for _, c := range w.takeAnswers() {
+				if err := w.stream.Send(c); err != nil {
+					return err
 				}
-				delete(early, id)
+				switch id := c.WatchId; {
+				case id == clientv3.InvalidWatchID:
+				case c.Canceled:
+					delete(announced, id)
+				case c.Created:
+					announced[id] = true
+					for _, e := range early[id] {
+						if err := w.sendEvents(e); err != nil {
+							return err
+						}
+					}
+					delete(early, id)
+				}
 			}
 		case <-ticker.C:
 			w.tick()

@@ -313,3 +313,40 @@ func TestErrorKeepsIdentity(t *testing.T) {
 		t.Error("nil")
 	}
 }
+
+// TestMassCancel ends very many watches of one client at once, under writes, as a node does that stops to lead: the client, which sends
+// while nobody reads for it, and the server, which sends while nobody reads for it, must not wait for each other. All watches of a client
+// share one stream, so that would be the end of all watches for ever.
+func TestMassCancel(t *testing.T) {
+	_, cl, ctx := one(t)
+	for round := range 10 {
+		wctx, cancel := context.WithCancel(ctx)
+		for range 200 {
+			w := cl.Watch(wctx, "/", clientv3.WithPrefix(), clientv3.WithCreatedNotify())
+			if r := <-w; !r.Created {
+				t.Fatalf("no creation is told: %+v", r)
+			}
+			go func() { // ends with wctx
+				for range w {
+				}
+			}()
+		}
+		for i := range 20 {
+			mustPut(t, ctx, cl, "/a", fmt.Sprint(i))
+		}
+		cancel()
+		nctx, end := context.WithTimeout(ctx, 5*time.Second)
+		w := cl.Watch(nctx, "/b", clientv3.WithCreatedNotify())
+		select {
+		case r := <-w:
+			if !r.Created {
+				t.Fatalf("round %d: no new watch: %+v", round, r)
+			}
+		case <-time.After(5 * time.Second):
+			t.Fatalf("round %d: no watch can be made any more", round)
+		}
+		mustPut(t, ctx, cl, "/b", "x")
+		collect(t, w, 1)
+		end()
+	}
+}
