@@ -30,11 +30,13 @@ func (w *world) verbs(t *testing.T) {
 		has(t, w.do(t, "n3", "get", "deploy,svc", "-n", "default"), "deployment.apps/web", "6/6", "service/web", "80:30080/TCP")
 		has(t, w.do(t, "n1", "get", "svc", "web", "-o", "yaml"), "clusterIP: 10.96.7.7", "kind: Service")
 		has(t, w.do(t, "n1", "get", "deploy", "-o", "name"), "deployment.apps/web")
-		var p corev1.PodList
-		must(t, json.Unmarshal([]byte(w.do(t, "n5", "get", "pods", "-l", "app=web", "-o", "json")), &p))
-		if len(p.Items) != 6 {
-			t.Errorf("%d pods as JSON", len(p.Items))
-		}
+		eventually(t, 20*time.Second, "six pods as JSON, as soon as those have gone that were ending", func() error {
+			var p corev1.PodList
+			if err := json.Unmarshal([]byte(w.do(t, "n5", "get", "pods", "-l", "app=web", "-o", "json")), &p); err != nil || len(p.Items) != 6 {
+				return fmt.Errorf("%v, %d pods", err, len(p.Items))
+			}
+			return nil
+		})
 		refused(t, errOf(w.cli("n1", "get", "pod", "nothing")), "NotFound", "nothing")
 		refused(t, errOf(w.cli("n1", "get", "unicorns")), "unicorns")
 	})
