@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"cmp"
 	"crypto/ecdsa"
 	"crypto/tls"
 	"encoding/pem"
@@ -73,6 +72,6 @@ func kubeconfig(a *identity.Authority, server string, now time.Time) ([]byte, er
 }
 
 // serverURL is how clients call the API of a node.
-func serverURL(addr netip.Addr, port uint16) string {
-	return "https://" + netip.AddrPortFrom(addr, cmp.Or(port, apiPort)).String()
+func serverURL(addr netip.Addr) string {
+	return "https://" + netip.AddrPortFrom(addr, apiPort).String()
 }

@@ -278,7 +278,7 @@ func (n *node) kubeconfig(r *http.Request) (any, error) {
 	}
 	server := r.URL.Query().Get("server")
 	if server == "" {
-		server = serverURL(n.cfg.Address, apiPort)
+		server = serverURL(n.cfg.Address)
 	} else if u, err := url.Parse(server); err != nil || u.Scheme != "https" || u.Host == "" {
 		return nil, refusal(http.StatusBadRequest, "server %q: want a URL like https://ADDRESS:%d", server, apiPort)
 	}

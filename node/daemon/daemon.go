@@ -202,7 +202,7 @@ func (n *node) welcome(ctx context.Context) error {
 	if n.notify != "" {
 		n.logIf("tell systemd that the node is ready", errors.Join(os.Setenv("NOTIFY_SOCKET", n.notify), ready()))
 	}
-	fmt.Fprintf(n.cfg.Out, "node %s is ready after %s (API %s)\n", n.cfg.Name, time.Since(n.started).Round(10*time.Millisecond), serverURL(n.cfg.Address, apiPort))
+	fmt.Fprintf(n.cfg.Out, "node %s is ready after %s (API %s)\n", n.cfg.Name, time.Since(n.started).Round(10*time.Millisecond), serverURL(n.cfg.Address))
 	if line, err := n.firstJoinLine(ctx); err != nil {
 		n.log.Warn("cannot make a join token", "err", err)
 	} else if line != "" {

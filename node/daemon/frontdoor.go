@@ -109,7 +109,7 @@ func (n *node) localClient() (*rest.Config, *kubernetes.Clientset, error) {
 		return nil, nil, fmt.Errorf("client of the API: %w", err)
 	}
 	cfg := &rest.Config{
-		Host: "https://" + netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), apiPort).String(),
+		Host: serverURL(netip.AddrFrom4([4]byte{127, 0, 0, 1})),
 		TLSClientConfig: rest.TLSClientConfig{
 			// A node without a replica that can reach none answers 503 with its own certificate, which has no such name but
 			// is of the same CA and valid for the loopback address.
