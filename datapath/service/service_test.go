@@ -191,40 +191,6 @@ func members(e Entries) map[FrontendKey]map[netip.AddrPort]bool {
 	return out
 }
 
-func TestFilter(t *testing.T) {
-	mixed := web(Backend{Addr: ap("10.1.0.1:80"), Node: "a"}, Backend{Addr: ap("10.1.1.1:80"), Node: "b"}, Backend{Addr: ap("192.0.2.1:80")})
-	onlyB := web(Backend{Addr: ap("10.1.1.1:80"), Node: "b"})
-	for name, c := range map[string]struct {
-		dead          []string
-		total         int
-		mixed, only   int
-		removed, kept int
-		panics        bool
-	}{
-		"nobody":             {nil, 3, 3, 1, 0, 0, false},
-		"b":                  {[]string{"b"}, 3, 2, 1, 1, 1, false}, // the last one stays
-		"a and b of three":   {[]string{"a", "b"}, 3, 3, 1, 0, 3, true},
-		"a and b of four":    {[]string{"a", "b"}, 4, 1, 1, 2, 1, false}, // exactly half is not more than half
-		"a node without any": {[]string{"x"}, 3, 3, 1, 0, 0, false},
-	} {
-		dead := map[string]bool{"c": false}
-		for _, d := range c.dead {
-			dead[d] = true
-		}
-		in := []Service{mixed, onlyB}
-		out, rep := Filter(in, dead, c.total, 0.5)
-		if len(out[0].Backends) != c.mixed || len(out[1].Backends) != c.only || rep.Removed != c.removed || rep.Kept != c.kept || rep.Panic != c.panics {
-			t.Errorf("%s: %d and %d back ends, %+v", name, len(out[0].Backends), len(out[1].Backends), rep)
-		}
-		if len(in[0].Backends) != 3 || in[0].Backends[1].Node != "b" {
-			t.Errorf("%s: the argument was changed", name)
-		}
-		if (rep.Reason != "") != (len(c.dead) > 0) {
-			t.Errorf("%s: reason %q", name, rep.Reason)
-		}
-	}
-}
-
 // BenchmarkChange is one endpoint's change among 1000 services with 10 back ends each.
 func BenchmarkChange(b *testing.B) {
 	var all []Service

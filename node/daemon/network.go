@@ -18,14 +18,11 @@ import (
 	"skein.io/skein/datapath/podnet"
 	"skein.io/skein/datapath/service"
 	"skein.io/skein/gossip/health"
-	"skein.io/skein/gossip/membership"
 	"skein.io/skein/node/cri"
 	"skein.io/skein/node/desired"
 )
 
 const (
-	// panicThreshold is the share of dead nodes above which no endpoint is removed: this node may be the one that is cut off.
-	panicThreshold = 0.5
 	// networkRetry is the wait after something could not be applied.
 	networkRetry = 2 * time.Second
 	// networkResync is how often everything is compared though nothing changed: somebody else may have changed the kernel's tables.
@@ -41,6 +38,7 @@ type network struct {
 	mu    sync.Mutex // guards ready
 	ready error      // nil once pods can get a network
 
+	why  string      // gossip's last decision, as it was logged
 	pods *podnet.Net // nil until this node has a pod CIDR
 	cidr netip.Prefix
 }
@@ -126,38 +124,45 @@ func (w *network) applyServices() (string, error) {
 	}
 	all := translate(w.n.desired.Services(), w.n.desired.EndpointSlices(),
 		local{api: netip.AddrPortFrom(w.n.cfg.Address, apiPort), dns: dnsAddr})
-	left, dead, total := lostNodes(w.n.gossip.Members())
-	// A node that left said so itself: there is nothing to doubt, so no threshold.
-	all, _ = service.Filter(all, left, 0, 1)
-	live, report := service.Filter(all, dead, total, panicThreshold)
-	if report.Reason != "" {
-		w.log.Info("endpoints follow gossip", "why", report.Reason)
+	decision := health.PanicThreshold{}.Decide(w.n.cfg.Name, w.n.gossip.Verdicts())
+	live, withheld := withhold(all, decision)
+	if why := decision.String(); why != w.why {
+		w.why = why
+		w.log.Info("endpoints follow gossip", "why", why, "withheld", withheld)
 	}
 	if err := w.loader.ApplyServices(live); err != nil {
 		return "", err
 	}
-	text := fmt.Sprintf("%d Service ports, %d endpoints withheld", len(live), report.Removed)
+	text := fmt.Sprintf("%d Service ports, %d endpoints withheld", len(live), withheld)
 	if faults := w.loader.Faults(); faults != nil {
 		text += "; left out: " + faults.Error()
 	}
 	return text, nil
 }
 
-// lostNodes lists the nodes that left, whose pods are about to end, and those that this node's gossip holds for dead, with the number
-// of all nodes that did not leave.
-func lostNodes(ms []membership.Member) (left, dead map[string]bool, total int) {
-	left, dead = map[string]bool{}, map[string]bool{}
-	for _, m := range ms {
-		switch m.Verdict {
-		case health.Left:
-			left[m.Name] = true
-			continue
-		case health.Dead:
-			dead[m.Name] = true
+// withhold returns the Services without the back ends that gossip's decision takes out, and how many these are. The argument is not
+// modified; Services that change are copied.
+func withhold(services []service.Service, d health.Decision) (live []service.Service, withheld int) {
+	live = slices.Clone(services)
+	for i := range live {
+		nodes := make([]string, len(live[i].Backends))
+		for j, b := range live[i].Backends {
+			nodes[j] = b.Node
 		}
-		total++
+		keep := d.Keep(nodes)
+		if !slices.Contains(keep, false) {
+			continue
+		}
+		backends := live[i].Backends
+		live[i].Backends = nil
+		for j, b := range backends {
+			if keep[j] {
+				live[i].Backends = append(live[i].Backends, b)
+			}
+		}
+		withheld += len(backends) - len(live[i].Backends)
 	}
-	return left, dead, total
+	return live, withheld
 }
 
 // applyPeers keeps the routes to the pods of the other nodes, and this node's CNI configuration.

@@ -19,7 +19,6 @@ import (
 	"skein.io/skein/datapath/service"
 	"skein.io/skein/gossip/health"
 	"skein.io/skein/gossip/identity"
-	"skein.io/skein/gossip/membership"
 	"skein.io/skein/node/dns"
 )
 
@@ -87,11 +86,37 @@ func TestTranslatePublishesNotReady(t *testing.T) {
 	}
 }
 
-func TestLostNodes(t *testing.T) {
-	left, dead, total := lostNodes([]membership.Member{
-		{Name: "a", Verdict: health.Alive}, {Name: "b", Verdict: health.Dead}, {Name: "c", Verdict: health.Left}, {Name: "d", Verdict: health.Suspect}})
-	if total != 3 || len(dead) != 1 || !dead["b"] || len(left) != 1 || !left["c"] {
-		t.Errorf("got %v, %v of %d, want c left, b of 3 dead: a node that left counts no more, one that is suspected not yet", left, dead, total)
+func TestWithhold(t *testing.T) {
+	at := func(ip, node string) service.Backend {
+		return service.Backend{Addr: netip.AddrPortFrom(netip.MustParseAddr(ip), 80), Node: node}
+	}
+	all := []service.Service{
+		{Name: "mixed", Backends: []service.Backend{at("10.244.0.2", "a"), at("10.244.1.2", "b"), at("10.244.2.2", "c"), at("192.0.2.1", "")}},
+		{Name: "onlyB", Backends: []service.Backend{at("10.244.1.3", "b")}},
+		{Name: "onlyC", Backends: []service.Backend{at("10.244.2.3", "c")}},
+	}
+	for name, c := range map[string]struct {
+		verdicts map[string]health.Verdict
+		counts   [3]int
+		withheld int
+	}{
+		"all alive":         {map[string]health.Verdict{"a": health.Alive, "b": health.Suspect, "c": health.Alive}, [3]int{4, 1, 1}, 0},
+		"b dead":            {map[string]health.Verdict{"a": health.Alive, "b": health.Dead, "c": health.Alive}, [3]int{3, 1, 1}, 1}, // the last one stays
+		"c left":            {map[string]health.Verdict{"a": health.Alive, "b": health.Alive, "c": health.Left}, [3]int{3, 1, 0}, 2}, // it said so itself
+		"most of them dead": {map[string]health.Verdict{"a": health.Alive, "b": health.Dead, "c": health.Dead}, [3]int{4, 1, 1}, 0},
+	} {
+		got, withheld := withhold(all, health.PanicThreshold{}.Decide("a", c.verdicts))
+		if withheld != c.withheld {
+			t.Errorf("%s: %d back ends withheld, want %d", name, withheld, c.withheld)
+		}
+		for i, want := range c.counts {
+			if len(got[i].Backends) != want {
+				t.Errorf("%s: %s has %d back ends, want %d", name, got[i].Name, len(got[i].Backends), want)
+			}
+		}
+		if len(all[0].Backends) != 4 || all[0].Backends[1].Node != "b" {
+			t.Fatalf("%s: the argument was changed", name)
+		}
 	}
 }
 
