@@ -16,6 +16,7 @@ import (
 	"go.etcd.io/etcd/client/v3/kubernetes"
 	"go.etcd.io/etcd/pkg/v3/idutil"
 
+	"skein.io/skein/consensus/etcdapi"
 	"skein.io/skein/consensus/internal/logbridge"
 	"skein.io/skein/consensus/shard"
 )
@@ -351,6 +352,16 @@ func (h *Host) Client(shardName string) (*kubernetes.Client, bool) {
 		return nil, false
 	}
 	return r.client, true
+}
+
+// Replica is what a server of etcd's API needs of this node's replica of a shard;
+// false when it holds none. It ends with the replica, as a Client does.
+func (h *Host) Replica(shardName string) (etcdapi.Replica, bool) {
+	r, err := h.byName(shardName)
+	if err != nil || r.ctx.Err() != nil {
+		return nil, false
+	}
+	return r, true
 }
 
 // Ready reports whether this node's replica of the shard has caught up since it

@@ -1,0 +1,127 @@
+// Command skein-store is one node of the store and nothing else: a host in a
+// process of its own, without gossip, API or agent. Benchmarks, fault tests and
+// etcd's own tools run against it.
+//
+// What gossip does in a node, a file does here: --peers names it, one
+// NAME=NODEHOSTID=ADDRESS a line (or comma), read again when it changes. The
+// process finds its own NodeHostID under its name. Membership is changed through
+// the admin port; see admin.go.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"skein.io/skein/consensus/host"
+)
+
+// closeTimeout bounds the handing over of leaderships at the end.
+const closeTimeout = 5 * time.Second
+
+type options struct {
+	name, dir, listen, peers, etcd, admin, log string
+
+	rtt       time.Duration
+	snapshots uint64
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.name, "name", "", "name of this node")
+	flag.StringVar(&o.dir, "dir", "", "directory of the store")
+	flag.StringVar(&o.listen, "listen", "127.0.0.1:0", "address of the Raft transport")
+	flag.StringVar(&o.peers, "peers", "", "file of NAME=NODEHOSTID=ADDRESS, or the list itself")
+	flag.StringVar(&o.etcd, "etcd", "", "HOST:PORT of the first shard's etcd endpoint (plaintext); the others follow it")
+	flag.StringVar(&o.admin, "admin", "", "HOST:PORT of the admin endpoint")
+	flag.StringVar(&o.log, "log", "", "log to stderr from this level on (debug, info, warn, error)")
+	flag.DurationVar(&o.rtt, "rtt", 0, "unit of Raft's clock (0: the host's default)")
+	flag.Uint64Var(&o.snapshots, "snapshot-entries", 0, "entries between two snapshots (0: the host's default); half of them are kept")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "skein-store:", err)
+		os.Exit(1)
+	}
+}
+
+func logger(level, name string) (*slog.Logger, error) {
+	if level == "" {
+		return nil, nil
+	}
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, err
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})).With("node", name), nil
+}
+
+func run(ctx context.Context, o options) error {
+	log, err := logger(o.log, o.name)
+	if err != nil {
+		return err
+	}
+	ps, err := openPeers(o.peers)
+	if err != nil {
+		return err
+	}
+	defer ps.close()
+	id, ok := ps.id(o.name)
+	if !ok {
+		return fmt.Errorf("node %q is not among the peers", o.name)
+	}
+	h, err := host.New(host.Config{
+		NodeName: o.name, NodeHostID: id, Dir: o.dir, ListenAddr: o.listen,
+		Resolve: ps.resolve, Peers: ps.ids, Name: ps.name,
+		RTT: o.rtt, SnapshotEntries: o.snapshots, CompactionOverhead: o.snapshots / 2, Logger: log,
+		OnRemoved: func(r host.Removed) {
+			ctx, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			if err := r.Clear(ctx); err != nil {
+				fmt.Fprintln(os.Stderr, "skein-store: clear a removed replica:", err)
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	err = serve(ctx, h, o)
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	if cerr := h.Close(ctx); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// serve runs the endpoints until ctx ends or one of them fails.
+func serve(ctx context.Context, h *host.Host, o options) error {
+	if o.etcd != "" {
+		e, err := serveEtcd(h, o.etcd)
+		if err != nil {
+			return err
+		}
+		defer e.close()
+	}
+	failed := make(chan error, 1)
+	if o.admin != "" {
+		a, err := serveAdmin(h, o.admin, failed)
+		if err != nil {
+			return err
+		}
+		defer a.Close()
+	}
+	fmt.Printf("ready %s %s\n", h.NodeHostID(), h.Addr())
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-failed:
+		return err
+	}
+}
