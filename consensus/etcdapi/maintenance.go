@@ -57,8 +57,8 @@ func (s *maintenanceServer) Alarm(context.Context, *pb.AlarmRequest) (*pb.AlarmR
 	return &pb.AlarmResponse{Header: header(s.r, s.r.Machine().Rev())}, nil
 }
 
-func (s *maintenanceServer) Defragment(context.Context, *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
-	if err := s.r.Machine().Defragment(); err != nil {
+func (s *maintenanceServer) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
+	if _, err := s.r.Machine().Defragment(ctx); err != nil {
 		return nil, Error(err)
 	}
 	return &pb.DefragmentResponse{Header: header(s.r, s.r.Machine().Rev())}, nil

@@ -1,6 +1,7 @@
 package mvcc
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -67,17 +68,25 @@ type Machine struct {
 	// alone: etcd's backend ends the process when it is used after it was closed.
 	mu     sync.RWMutex
 	closed bool
-	opened chan struct{} // closed by Open
+	opened chan struct{}   // closed by Open
+	life   context.Context // ends when Close begins
+	end    context.CancelFunc
 
 	kv     etcdmvcc.WatchableKV
 	lessor lease.Lessor
 	index  cindex.ConsistentIndexer
 
-	beMu sync.RWMutex // guards be and gen, which a snapshot replaces
-	be   backend.Backend
-	gen  uint64
+	beMu       sync.RWMutex // guards be, which a snapshot replaces, and stopDefrag
+	be         *database
+	stopDefrag context.CancelFunc // nil while there is none
+	// replacing is held by who puts another file in the place of the database's:
+	// a defragmentation or a snapshot.
+	replacing  sync.Mutex
+	installing atomic.Bool   // a snapshot is
+	gen        atomic.Uint64 // newest generation of the file
+	lastDefrag atomic.Pointer[Defrag]
 
-	retired sync.WaitGroup // replaced backends that are being closed
+	retired sync.WaitGroup // replaced files that are being closed
 
 	leader     atomic.Uint64
 	fence      atomic.Uint64
@@ -91,7 +100,9 @@ var _ dsm.IOnDiskStateMachine = (*Machine)(nil)
 // New returns a machine; nothing happens before dragonboat calls Open.
 func New(cfg Config) *Machine {
 	log := logbridge.OrDiscard(cfg.Logger)
-	return &Machine{cfg: cfg, log: log, zap: logbridge.Zap(log), waiters: NewWaiters(), opened: make(chan struct{})}
+	m := &Machine{cfg: cfg, log: log, zap: logbridge.Zap(log), waiters: NewWaiters(), opened: make(chan struct{})}
+	m.life, m.end = context.WithCancel(context.Background())
+	return m
 }
 
 // etcd36 makes the lessor persist checkpoints, as a 3.6 cluster does.
@@ -99,12 +110,19 @@ type etcd36 struct{}
 
 func (etcd36) Version() *semver.Version { return &semver.Version{Major: 3, Minor: 6} }
 
-func (m *Machine) openBackend(gen uint64) backend.Backend {
+// openFile opens a database; nothing records the applied index in it yet.
+func (m *Machine) openFile(path string) *dbFile {
+	f := &dbFile{path: path}
 	bc := backend.DefaultBackendConfig(m.zap)
-	bc.Path = m.path(gen)
+	bc.Path = path
 	bc.BackendFreelistType = bolt.FreelistMapType
-	bc.Hooks = backend.NewHooks(func(tx backend.UnsafeReadWriter) { m.index.UnsafeSave(tx) })
-	return backend.New(bc)
+	bc.Hooks = backend.NewHooks(func(tx backend.UnsafeReadWriter) {
+		if f.recording.Load() {
+			m.index.UnsafeSave(tx)
+		}
+	})
+	f.Backend = backend.New(bc)
+	return f
 }
 
 // Open implements IOnDiskStateMachine: it returns the index of the last entry
@@ -118,7 +136,8 @@ func (m *Machine) Open(<-chan struct{}) (uint64, error) {
 		return 0, err
 	}
 	m.index = cindex.NewConsistentIndex(nil)
-	be := m.openBackend(gen)
+	m.gen.Store(gen)
+	be := newDatabase(m.openFile(m.path(gen)))
 	schema.CreateMetaBucket(be.BatchTx())
 	m.index.SetBackend(be)
 	index := m.index.ConsistentIndex()
@@ -136,7 +155,7 @@ func (m *Machine) Open(<-chan struct{}) (uint64, error) {
 	m.loadFences(be)
 	be.SetTxPostLockInsideApplyHook(m.postLock)
 	m.beMu.Lock()
-	m.be, m.gen = be, gen
+	m.be = be
 	m.beMu.Unlock()
 	m.applied.Store(index)
 	close(m.opened)
@@ -179,6 +198,7 @@ func (m *Machine) Sync() error {
 
 // Close implements IOnDiskStateMachine. It waits for readers.
 func (m *Machine) Close() error {
+	m.end()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
@@ -199,7 +219,7 @@ func (m *Machine) Close() error {
 	return nil
 }
 
-func (m *Machine) backend() backend.Backend {
+func (m *Machine) backend() *database {
 	m.beMu.RLock()
 	defer m.beMu.RUnlock()
 	return m.be

@@ -91,11 +91,6 @@ func (m *Machine) HashKV(rev int64) (hash etcdmvcc.KeyValueHash, current int64, 
 	return hash, current, err
 }
 
-// Defragment rewrites the database. It blocks the store.
-func (m *Machine) Defragment() error {
-	return m.use(func() error { return m.backend().Defrag() })
-}
-
 // Dump writes a consistent image of the database. size is told before the first
 // byte is written.
 func (m *Machine) Dump(w io.Writer, size func(int64)) error {

@@ -28,14 +28,14 @@ var snapshotMagic = [8]byte{'S', 'K', 'E', 'I', 'N', 'S', 'N', 1}
 // version.
 var ErrBadSnapshot = errors.New("mvcc: not a snapshot of this version")
 
-// path of a generation's database. A generation's file is never reused for
-// another: bbolt opens it again by its path when it writes a snapshot of it.
+// path of a generation's database. A snapshot and a defragmentation write a new
+// generation beside the one in use, and give it its name when it is whole.
 func (m *Machine) path(gen uint64) string {
 	return filepath.Join(m.cfg.Dir, fmt.Sprintf("db.%08d", gen))
 }
 
 // newestGeneration finds the database to open, and deletes what a crash left of
-// others: an unfinished snapshot, or a generation that a snapshot had replaced.
+// others: an unfinished file, or a generation that had been replaced.
 func (m *Machine) newestGeneration() (uint64, error) {
 	ents, err := os.ReadDir(m.cfg.Dir)
 	if err != nil {
@@ -142,28 +142,23 @@ func (m *Machine) receive(gen uint64, r io.Reader, done <-chan struct{}) (err er
 	if err := os.Rename(tmp, m.path(gen)); err != nil {
 		return err
 	}
-	dir, err := os.Open(m.cfg.Dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return syncDir(m.cfg.Dir)
 }
 
 // RecoverFromSnapshot implements IOnDiskStateMachine. The order of the switch is
 // etcd's: index, lessor, store, hook; only then may the old generation go.
 func (m *Machine) RecoverFromSnapshot(r io.Reader, done <-chan struct{}) error {
 	start := time.Now()
-	m.beMu.RLock()
-	old, gen := m.be, m.gen
-	m.beMu.RUnlock()
-	next := gen + 1
+	defer m.endDefrag()()
+	old := m.backend()
+	next := m.gen.Add(1)
 	if err := m.receive(next, r, done); err != nil {
 		if errors.Is(err, dsm.ErrSnapshotStopped) {
 			return dsm.ErrSnapshotStopped // compared by == in dragonboat
 		}
 		return fmt.Errorf("mvcc: receive snapshot: %w", err)
 	}
-	be := m.openBackend(next)
+	be := newDatabase(m.openFile(m.path(next)))
 	m.index.SetBackend(be)
 	index := m.index.ConsistentIndex()
 	m.lessor.Recover(be, func() lease.TxnDelete { return m.kv.Write(traceutil.TODO()) })
@@ -173,18 +168,12 @@ func (m *Machine) RecoverFromSnapshot(r io.Reader, done <-chan struct{}) error {
 	m.loadFences(be)
 	be.SetTxPostLockInsideApplyHook(m.postLock)
 	m.beMu.Lock()
-	m.be, m.gen = be, next
+	m.be = be
 	m.beMu.Unlock()
 	m.applied.Store(index)
 	m.recoveries.Add(1)
 	m.waiters.failBelow(math.MaxUint64, ErrLost)
-	m.retired.Add(1)
-	go func() { // waits for readers of the old generation
-		defer m.retired.Done()
-		if err := errors.Join(old.Close(), os.Remove(m.path(gen))); err != nil {
-			m.log.Warn("cannot delete a replaced database", "path", m.path(gen), "error", err)
-		}
-	}()
+	m.retire(old.cur.Load())
 	m.log.Info("installed a snapshot", "index", index, "revision", m.kv.Rev(), "took", time.Since(start))
 	return nil
 }
