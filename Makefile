@@ -60,6 +60,20 @@ unit: ## unit tests, fuzz seeds, layering and drift of generated code, with -rac
 e2e: build bin/kubectl ## the agent on a real containerd, and multi-node tests on the namespaces harness
 	@test/run.sh 'CGO_ENABLED=0 go test -tags $(TAGS) -count=1 -timeout 25m -json' "" "$$(go list -tags $(TAGS) ./node/agent/real ./test/e2e/...)"
 
+# The store against upstream's etcd of the same version as its libraries, which is built from its own module.
+.PHONY: bench-store bench-store-fast bench-store-deps
+bench-store-deps:
+	@mkdir -p bin out
+	@$(GO) -ldflags "-s -w" -o bin/ ./test/store/cmd/skein-store
+	@$(GO) -ldflags "-s -w" -o bin/skein-bench ./test/store/bench
+	@cd test/store/etcd && CGO_ENABLED=0 go build -ldflags "-s -w" -o ../../../bin/etcd go.etcd.io/etcd/server/v3
+
+bench-store: bench-store-deps ## the store compared with etcd, on this machine: about 15 minutes; wants a quiet machine
+	@bin/skein-bench -dir out -o out/bench-store.md $(BENCH)
+
+bench-store-fast: bench-store-deps ## a slice of it in about a minute; fails if the store is far slower than etcd
+	@bin/skein-bench -dir out -fast $(BENCH)
+
 generate: ## everything that is generated (needs clang-14, llvm-14, libbpf-dev)
 	datapath/bpf/generate.sh
 	go generate ./node/api/openapi
