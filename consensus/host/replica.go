@@ -82,6 +82,7 @@ func newReplica(h *Host, s shard.Shard, id uint64) *replica {
 	r.machine = mvcc.New(mvcc.Config{
 		Dir: h.machineDir(s.ID, id), Logger: r.log,
 		OnLeader:   func(uint64, uint64) { r.wake() },
+		OnHold:     func(uint64) { r.wake() },
 		Checkpoint: r.checkpointLeases,
 	})
 	r.client = etcdapi.NewClient(r, h.cfg.WatchProgress, r.log)
@@ -126,6 +127,7 @@ func (r *replica) start(initial map[uint64]dragonboat.Target, join bool) (err er
 	r.started.Store(true)
 	r.wg.Go(r.leadershipLoop)
 	r.wg.Go(r.expiryLoop)
+	r.wg.Go(r.holdLoop)
 	r.wg.Go(r.membershipLoop)
 	r.wg.Go(r.logSizeLoop)
 	r.h.wg.Go(r.removalLoop)
@@ -229,13 +231,22 @@ func (r *replica) Propose(ctx context.Context, q *pb.InternalRaftRequest) (mvcc.
 // propose replicates a request and returns its local result. A request that is
 // caught by a change of leader is proposed again in the new epoch, which cannot
 // apply it twice (see package mvcc), unless it is bound to an epoch: then it gets
-// ErrSuperseded.
+// ErrSuperseded. One that meets a hold waits for its end.
 func (r *replica) propose(ctx context.Context, q *pb.InternalRaftRequest, onlyIn uint64) (mvcc.Result, error) {
 	ctx, cancel := r.deadline(ctx)
 	defer cancel()
 	cmd := mvcc.Command{Kind: mvcc.KindRequest, Term: Term(ctx), Request: q}
 	for {
 		changed := r.wait()
+		if r.machine.Hold() != 0 { // it would be refused: wait, at most a moment
+			if err := r.pause(ctx, changed); err != nil {
+				return mvcc.Result{}, err
+			}
+			if r.machine.Hold() != 0 {
+				continue
+			}
+			changed = r.wait()
+		}
 		// A new ID for every attempt: the entry of the one before may still come
 		// and be refused, which must not be taken for this attempt's result.
 		q.Header = &pb.RequestHeader{ID: r.h.ids.Next()}
@@ -245,6 +256,10 @@ func (r *replica) propose(ctx context.Context, q *pb.InternalRaftRequest, onlyIn
 		}
 		res, err := r.proposeOnce(ctx, cmd)
 		switch {
+		case err == nil && errors.Is(res.Err, mvcc.ErrHeld):
+			if err := r.pause(ctx, changed); err != nil {
+				return mvcc.Result{}, err
+			}
 		case err == nil && !errors.Is(res.Err, mvcc.ErrSuperseded):
 			return res, etcdapi.Error(res.Err)
 		case err == nil && onlyIn != 0:

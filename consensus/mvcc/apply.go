@@ -51,6 +51,7 @@ func (m *Machine) apply(cmd []byte) error {
 			m.putTerm(leaderKey, c.Term)
 			m.leader.Store(c.Term)
 			m.waiters.failBelow(c.Term, ErrSuperseded)
+			m.setHold(0) // who held the shard in an older epoch learns it from its release
 			if m.cfg.OnLeader != nil {
 				m.cfg.OnLeader(c.Term, c.Replica)
 			}
@@ -65,8 +66,42 @@ func (m *Machine) apply(cmd []byte) error {
 		}
 	case KindRequest:
 		m.waiters.complete(c.requestID(), m.request(c))
+	case KindHold, KindRelease:
+		m.waiters.complete(c.requestID(), m.holdOrRelease(c))
 	}
 	return nil
+}
+
+// holdOrRelease applies a hold, of which there is at most one, or ends it. A
+// release that finds its hold proves that nothing was applied in between.
+func (m *Machine) holdOrRelease(c Command) Result {
+	held := m.hold.Load()
+	switch {
+	case c.Kind == KindRelease && held != c.Hold:
+		return Result{Err: ErrNotHeld}
+	case c.Kind == KindRelease:
+		m.setHold(0)
+	case c.Epoch < m.leader.Load():
+		return Result{Err: ErrSuperseded}
+	case held != 0:
+		return Result{Err: ErrHeld}
+	default:
+		m.setHold(c.Hold)
+	}
+	return Result{}
+}
+
+// setHold is in the database too: a replica that restarts, or gets a snapshot,
+// in the middle of a hold must refuse what the others refuse.
+func (m *Machine) setHold(id uint64) {
+	if m.hold.Load() == id {
+		return
+	}
+	m.putTerm(holdKey, id)
+	m.hold.Store(id)
+	if m.cfg.OnHold != nil {
+		m.cfg.OnHold(id)
+	}
 }
 
 func (m *Machine) putTerm(key []byte, term uint64) {
@@ -85,6 +120,9 @@ func (m *Machine) request(c Command) Result {
 	}
 	if c.Term != 0 && c.Term < m.fence.Load() {
 		return Result{Err: fmt.Errorf("%w: term %d, the shard has seen %d", ErrFenced, c.Term, m.fence.Load())}
+	}
+	if m.hold.Load() != 0 {
+		return Result{Err: ErrHeld}
 	}
 	if err := checkRequest(c.Request); err != nil {
 		return Result{Err: err}

@@ -24,6 +24,11 @@ const (
 	KindLeader Kind = 2
 	// KindFence raises the term of the cluster's leader.
 	KindFence Kind = 3
+	// KindHold makes the shard refuse requests until the hold is released, so that
+	// a backup can cut all shards at one moment.
+	KindHold Kind = 4
+	// KindRelease ends a hold.
+	KindRelease Kind = 5
 )
 
 // Command is one entry of the log, decoded:
@@ -31,16 +36,20 @@ const (
 //	version:1 kind:1 epoch:uvarint term:uvarint InternalRaftRequest   KindRequest
 //	version:1 kind:1 term:uvarint  replica:uvarint                    KindLeader
 //	version:1 kind:1 term:uvarint                                     KindFence
+//	version:1 kind:1 epoch:uvarint hold:uvarint InternalRaftRequest   KindHold, KindRelease
 type Command struct {
 	Kind Kind
-	// Epoch of a request: the newest Leader term that its proposer had applied.
+	// Epoch of a request or hold: the newest Leader term that its proposer had applied.
 	Epoch uint64
 	// Term of a request: the cluster leader's term that it acts for, 0 for none.
 	// Of the other kinds: the term they announce.
 	Term uint64
 	// Replica that leads, of KindLeader.
 	Replica uint64
-	// Request of KindRequest; its Header.ID finds the waiter.
+	// Hold is the ID of a hold, not 0.
+	Hold uint64
+	// Request of KindRequest; its Header.ID finds the waiter. Of KindHold and
+	// KindRelease it is the header alone.
 	Request *pb.InternalRaftRequest
 }
 
@@ -72,9 +81,13 @@ func (c Command) Encode() ([]byte, error) {
 	buf := make([]byte, 2, head+size)
 	buf[0], buf[1] = commandVersion, byte(c.Kind)
 	switch c.Kind {
-	case KindRequest:
+	case KindRequest, KindHold, KindRelease:
 		buf = binary.AppendUvarint(buf, c.Epoch)
-		buf = binary.AppendUvarint(buf, c.Term)
+		if c.Kind == KindRequest {
+			buf = binary.AppendUvarint(buf, c.Term)
+		} else {
+			buf = binary.AppendUvarint(buf, c.Hold)
+		}
 		off := len(buf)
 		n, err := c.Request.MarshalTo(buf[off : off+size])
 		if err != nil {
@@ -114,9 +127,16 @@ func Decode(b []byte) (Command, error) {
 		return true
 	}
 	switch c.Kind {
-	case KindRequest:
-		if !next(&c.Epoch) || !next(&c.Term) {
+	case KindRequest, KindHold, KindRelease:
+		second := &c.Term
+		if c.Kind != KindRequest {
+			second = &c.Hold
+		}
+		if !next(&c.Epoch) || !next(second) {
 			return Command{}, fmt.Errorf("%w: truncated request", ErrBadCommand)
+		}
+		if c.Kind != KindRequest && c.Hold == 0 {
+			return Command{}, fmt.Errorf("%w: hold 0", ErrBadCommand)
 		}
 		c.Request = &pb.InternalRaftRequest{}
 		if err := c.Request.Unmarshal(b); err != nil {

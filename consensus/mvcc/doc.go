@@ -12,6 +12,9 @@
 //     then on (ErrSuperseded), so that its proposer may propose it again without
 //     the danger of applying it twice. Fence(term) is the cluster's: a command
 //     that acts for an older leader of the cluster is refused (ErrFenced).
+//   - Hold(id) makes the shard refuse requests (ErrHeld), without changing
+//     anything, until Release(id) or the next epoch. A Release that succeeds proves
+//     that the state has not changed since the Hold.
 //   - Results reach the local proposer through Waiters, in apply order, after the
 //     change is visible to readers.
 //   - A snapshot replaces the store while watches stay open; they miss nothing.

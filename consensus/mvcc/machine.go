@@ -29,6 +29,7 @@ import (
 var (
 	leaderKey = []byte("skein_leader_term")
 	fenceKey  = []byte("skein_fence_term")
+	holdKey   = []byte("skein_hold")
 )
 
 const (
@@ -52,6 +53,9 @@ type Config struct {
 	OnLeader func(term, replica uint64)
 	// OnFence is called likewise after a Fence command raised the term. Optional.
 	OnFence func(term uint64)
+	// OnHold is called likewise after a hold began, with its ID, or ended, with 0.
+	// Optional.
+	OnHold func(id uint64)
 	// Checkpoint proposes the remaining lifetimes of leases while this replica is
 	// the primary lessor. Optional.
 	Checkpoint lease.Checkpointer
@@ -90,6 +94,7 @@ type Machine struct {
 
 	leader     atomic.Uint64
 	fence      atomic.Uint64
+	hold       atomic.Uint64
 	applied    atomic.Uint64
 	bytes      atomic.Uint64
 	recoveries atomic.Uint64
@@ -166,7 +171,7 @@ func (m *Machine) loadFences(be backend.Backend) {
 	tx := be.ReadTx()
 	tx.RLock()
 	defer tx.RUnlock()
-	for key, v := range map[*[]byte]*atomic.Uint64{&leaderKey: &m.leader, &fenceKey: &m.fence} {
+	for key, v := range map[*[]byte]*atomic.Uint64{&leaderKey: &m.leader, &fenceKey: &m.fence, &holdKey: &m.hold} {
 		_, vs := tx.UnsafeRange(schema.Meta, *key, nil, 0)
 		v.Store(0)
 		if len(vs) == 1 && len(vs[0]) == 8 {
@@ -242,6 +247,9 @@ func (m *Machine) LeaderTerm() uint64 { return m.leader.Load() }
 
 // FenceTerm is the newest applied Fence term, 0 before the first.
 func (m *Machine) FenceTerm() uint64 { return m.fence.Load() }
+
+// Hold is the ID of the hold in force, 0 for none.
+func (m *Machine) Hold() uint64 { return m.hold.Load() }
 
 // Recoveries counts the snapshots installed since Open.
 func (m *Machine) Recoveries() uint64 { return m.recoveries.Load() }

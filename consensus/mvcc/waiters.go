@@ -17,6 +17,11 @@ var (
 	// ErrLost is the result of a request whose outcome this replica cannot know,
 	// because a snapshot took the place of the entries that would tell.
 	ErrLost = errors.New("mvcc: outcome unknown, a snapshot replaced the log")
+	// ErrHeld is the result of a request that met a hold. It changed nothing and
+	// never will; proposing it again after the hold is safe.
+	ErrHeld = errors.New("mvcc: the shard is held for a backup")
+	// ErrNotHeld is the result of a release whose hold was not in force any more.
+	ErrNotHeld = errors.New("mvcc: the hold has ended before")
 	// ErrClosed is returned when the replica has been stopped.
 	ErrClosed = errors.New("mvcc: replica stopped")
 )

@@ -1,0 +1,16 @@
+package host
+
+import (
+	"context"
+
+	"skein.io/skein/consensus/mvcc"
+)
+
+// Hold holds a shard as Cut does, and forgets it.
+func (h *Host) Hold(ctx context.Context, shardName string) error {
+	r, err := h.byName(shardName)
+	if err != nil {
+		return err
+	}
+	return r.holdCommand(ctx, mvcc.KindHold, h.ids.Next())
+}
