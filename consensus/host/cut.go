@@ -121,6 +121,9 @@ func (h *Host) cutOnce(ctx context.Context, rs []*replica) (*Cut, error) {
 	err := h.eachReplica(rs, func(_ int, r *replica) error { return r.holdCommand(ctx, mvcc.KindHold, id) })
 	if err == nil {
 		err = h.eachReplica(rs, func(i int, r *replica) error {
+			if h.beforePin != nil {
+				h.beforePin(r.shard.Name)
+			}
 			image, err := r.machine.Pin()
 			c.Images[i] = ShardImage{r.shard, image, r.ctx.Done()}
 			return err

@@ -14,3 +14,6 @@ func (h *Host) Hold(ctx context.Context, shardName string) error {
 	}
 	return r.holdCommand(ctx, mvcc.KindHold, h.ids.Next())
 }
+
+// BeforePin is called before a shard's image is pinned. Set it before a Cut.
+func (h *Host) BeforePin(f func(shardName string)) { h.beforePin = f }

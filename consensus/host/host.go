@@ -43,6 +43,8 @@ type Host struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	opened chan struct{} // closed at the end of New
+	// beforePin lets a test slow a shard's part of a cut down; set before use.
+	beforePin func(shardName string)
 
 	// op serialises starting and stopping replicas. It is never taken by a
 	// callback of dragonboat.
