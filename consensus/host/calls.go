@@ -29,6 +29,11 @@ type callRequest struct {
 	Replica uint64 `json:"replica,omitempty"`
 	Lease   int64  `json:"lease,omitempty"`
 	Keys    bool   `json:"keys,omitempty"`
+	// Of the cluster's leader (orders.go).
+	Term   uint64 `json:"term,omitempty"`
+	Change Change `json:"change,omitempty"`
+	Target string `json:"target,omitempty"`
+	On     uint64 `json:"on,omitempty"`
 }
 
 type callResponse struct {
@@ -41,6 +46,9 @@ type callResponse struct {
 	TTL     int64    `json:"ttl,omitempty"`
 	Granted int64    `json:"granted,omitempty"`
 	Keys    [][]byte `json:"keys,omitempty"`
+	Fence   uint64   `json:"fence,omitempty"`
+
+	Membership *Membership `json:"membership,omitempty"`
 }
 
 // callCode lets errors keep their identity over the wire.
@@ -50,10 +58,14 @@ const (
 	codeNoReplica  callCode = "no-replica"
 	codeNotPrimary callCode = "not-primary"
 	codeNoLease    callCode = "no-lease"
+	codeFenced     callCode = "fenced"
+	codeRejected   callCode = "rejected"
+	codeNotLeader  callCode = "not-leader"
 )
 
 var callErrors = map[callCode]error{
 	codeNoReplica: ErrNoReplica, codeNotPrimary: lease.ErrNotPrimary, codeNoLease: lease.ErrLeaseNotFound,
+	codeFenced: ErrFenced, codeRejected: ErrChangeRejected, codeNotLeader: errNotLeader,
 }
 
 const (
@@ -62,6 +74,12 @@ const (
 	methodRenew    = "renew"    // renew a lease (primary lessor)
 	methodTTL      = "ttl"      // time to live of a lease (primary lessor)
 	methodCampaign = "campaign" // the leader, Replica, wants this one to take over
+
+	// Of the cluster's leader.
+	methodFence      = "fence"      // raise the shard's fence to Term
+	methodMembership = "membership" // read the shard's membership
+	methodChange     = "change"     // change it
+	methodTransfer   = "transfer"   // hand the shard's leadership to Replica
 )
 
 // answer runs on the transport's goroutines; cert is the caller's, nil without
@@ -119,6 +137,8 @@ func (h *Host) handleCall(ctx context.Context, q callRequest) (resp callResponse
 		}
 	case methodCampaign:
 		r.campaign(q.Replica, q.From)
+	case methodFence, methodMembership, methodChange, methodTransfer:
+		return r.obey(ctx, q)
 	default:
 		err = fmt.Errorf("unknown method %q", q.Method)
 	}
@@ -162,7 +182,10 @@ func (h *Host) call(ctx context.Context, nodeHostID string, q callRequest) (resp
 	}
 	if resp.Error != "" {
 		if known := callErrors[resp.Code]; known != nil {
-			return resp, known
+			if resp.Error == known.Error() {
+				return resp, known
+			}
+			return resp, fmt.Errorf("%w (%s)", known, resp.Error)
 		}
 		return resp, errors.New(resp.Error)
 	}

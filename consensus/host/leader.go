@@ -12,7 +12,6 @@ import (
 	"go.etcd.io/etcd/server/v3/lease"
 
 	"skein.io/skein/consensus/mvcc"
-	"skein.io/skein/consensus/shard"
 )
 
 const (
@@ -91,7 +90,8 @@ func (r *replica) leadershipLoop() {
 }
 
 // command puts a leader or fence command into the log and waits until it is
-// applied here.
+// applied here. It gives up when the leader changes, as the command may have been
+// lost with the old one: a second one does no harm.
 func (r *replica) command(ctx context.Context, c mvcc.Command) error {
 	data, err := c.Encode()
 	if err != nil {
@@ -99,8 +99,29 @@ func (r *replica) command(ctx context.Context, c mvcc.Command) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	_, err = r.h.nh.SyncPropose(ctx, r.session[0], data)
-	return err
+	changed := r.wait()
+	leader, term := r.Leader()
+	rs, err := r.h.nh.Propose(r.session[0], data, r.ticks(ctx))
+	if err != nil {
+		return requestError(err)
+	}
+	for {
+		select {
+		case v := <-rs.AppliedC():
+			defer rs.Release()
+			if !v.Completed() {
+				return errRetry
+			}
+			return nil
+		case <-changed:
+			changed = r.wait()
+			if l, t := r.Leader(); l != leader || t != term {
+				return errRetry
+			}
+		case <-ctx.Done():
+			return ctxError(ctx)
+		}
+	}
 }
 
 // expiryLoop revokes what has expired while this replica is the primary lessor.
@@ -151,9 +172,8 @@ func (r *replica) checkpointLeases(ctx context.Context, c *pb.LeaseCheckpointReq
 }
 
 // Lead calls f whenever this node leads the shard, with the term that it leads
-// in, one call at a time, until ctx ends; it returns after f has. Before f starts
-// the term's fence is applied: to the shard, and when the shard is shard.System
-// to all shards. f's context carries the term (WithTerm) and ends at once when
+// in, one call at a time, until ctx ends; it returns after f has. When the shard is
+// shard.System, the term's fence is applied to all shards before f starts. f's context carries the term (WithTerm) and ends at once when
 // this node leads no more, so f has to return then. If f returns earlier, it is
 // called again in the next term only.
 func (h *Host) Lead(ctx context.Context, shardName string, f func(ctx context.Context, term uint64)) error {
@@ -164,6 +184,7 @@ func (h *Host) Lead(ctx context.Context, shardName string, f func(ctx context.Co
 	changes, unsubscribe := h.Subscribe()
 	defer unsubscribe()
 	var served uint64
+	var late lateFence
 	for {
 		var changed <-chan struct{}
 		if r := h.replica(s.ID); r != nil {
@@ -173,7 +194,7 @@ func (h *Host) Lead(ctx context.Context, shardName string, f func(ctx context.Co
 					served = term
 					h.reignIn(ctx, r, term, f)
 				} else {
-					h.log.Debug("fence not raised", "shard", s.Name, "term", term, "error", err)
+					late.report(h.log, s.Name, term, err)
 					changed = closedAfter(commandPause)
 				}
 				if ctx.Err() == nil && served == term {
@@ -223,43 +244,24 @@ func (h *Host) reignIn(ctx context.Context, r *replica, term uint64, f func(cont
 	}
 }
 
-// raiseFence makes the shards refuse what acts for earlier leaders.
-func (h *Host) raiseFence(ctx context.Context, r *replica, term uint64) error {
-	targets := []*replica{r}
-	if r.shard.ID == shard.System {
-		targets = targets[:0]
-		for _, s := range h.cfg.Shards.Shards() {
-			t, err := h.byName(s.Name)
-			if err != nil {
-				return err
-			}
-			targets = append(targets, t)
-		}
-	}
-	for _, t := range targets {
-		if t.machine.FenceTerm() < term {
-			if err := t.command(ctx, mvcc.Command{Kind: mvcc.KindFence, Term: term}); err != nil {
-				return err
-			}
-		}
-		if seen := t.machine.FenceTerm(); seen != term {
-			return fmt.Errorf("%w: shard %s has seen term %d", ErrFenced, t.shard.Name, seen)
-		}
-	}
-	return nil
-}
-
 var errNothingToHandOver = errors.New("host: not the leader, or no other voter")
 
-// TransferLeadership hands the leadership of a shard that this node leads to the
-// replica `to`, or with 0 to any other voter whose address is known. It returns
-// when this node leads no more.
+// TransferLeadership hands the leadership of a shard to the replica `to`, or with 0
+// to any other voter whose address is known. It returns when the shard's leader
+// leads no more. That is this node, or any other if this one leads the cluster.
 func (h *Host) TransferLeadership(ctx context.Context, shardName string, to uint64) error {
-	r, err := h.byName(shardName)
-	if err != nil {
-		return err
+	s, ok := h.cfg.Shards.ByName(shardName)
+	if !ok {
+		return fmt.Errorf("%w: %q", ErrUnknownShard, shardName)
 	}
-	return r.handOver(ctx, to)
+	if r := h.replica(s.ID); r != nil && r.Leads() {
+		return r.handOver(ctx, to)
+	}
+	_, err := h.order(ctx, callRequest{Method: methodTransfer, Shard: uint64(s.ID), Replica: to})
+	if errors.Is(err, ErrNoReplica) {
+		err = errNothingToHandOver
+	}
+	return err
 }
 
 // TransferLeader implements etcdapi.Replica.

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -56,9 +57,17 @@ func convertMembership(m *dragonboat.Membership) Membership {
 	}
 }
 
-// Membership reads the membership of a shard, linearizably.
+// Membership reads the membership of a shard, linearizably. The cluster's leader
+// can also read that of a shard of which it holds no replica.
 func (h *Host) Membership(ctx context.Context, shardName string) (Membership, error) {
 	r, err := h.byName(shardName)
+	if s, ok := h.cfg.Shards.ByName(shardName); ok && err != nil {
+		resp, err := h.order(ctx, callRequest{Method: methodMembership, Shard: uint64(s.ID)})
+		if err != nil || resp.Membership == nil {
+			return Membership{}, fmt.Errorf("membership of shard %s: %w", s.Name, cmp.Or(err, error(ErrNoReplica)))
+		}
+		return *resp.Membership, nil
+	}
 	if err != nil {
 		return Membership{}, err
 	}
@@ -121,15 +130,24 @@ var ErrChangeRejected = errors.New("host: membership change rejected")
 
 // ChangeMembership applies one step, decided on the membership with the given
 // ConfigChangeID. nodeHostID is needed to add and to promote. A timeout leaves
-// open whether it was applied: read the membership again.
+// open whether it was applied: read the membership again. The cluster's leader can
+// also change that of a shard of which it holds no replica.
 func (h *Host) ChangeMembership(ctx context.Context, shardName string, c Change, replicaID uint64, nodeHostID string, decidedOn uint64) error {
 	r, err := h.byName(shardName)
+	if s, ok := h.cfg.Shards.ByName(shardName); ok && err != nil {
+		_, err := h.order(ctx, callRequest{Method: methodChange, Shard: uint64(s.ID), Change: c, Replica: replicaID, Target: nodeHostID, On: decidedOn})
+		return err
+	}
 	if err != nil {
 		return err
 	}
+	return r.change(ctx, c, replicaID, nodeHostID, decidedOn)
+}
+
+func (r *replica) change(ctx context.Context, c Change, replicaID uint64, nodeHostID string, decidedOn uint64) (err error) {
 	ctx, cancel := r.deadline(ctx)
 	defer cancel()
-	id := uint64(r.shard.ID)
+	id, h := uint64(r.shard.ID), r.h
 	switch c {
 	case AddNonVoter:
 		err = h.nh.SyncRequestAddNonVoting(ctx, id, replicaID, nodeHostID, decidedOn)

@@ -421,9 +421,6 @@ func (m *Manager) waitGone(ctx context.Context, nodeHostID string) error {
 	defer tick.Stop()
 	for {
 		held, err := m.holds(ctx, nodeHostID)
-		if errors.Is(err, host.ErrNoReplica) {
-			return nil // it was this node, and its replicas are gone
-		}
 		if err == nil && !held {
 			return nil
 		}
@@ -443,6 +440,9 @@ func (m *Manager) waitGone(ctx context.Context, nodeHostID string) error {
 func (m *Manager) holds(ctx context.Context, nodeHostID string) (bool, error) {
 	for _, s := range m.cfg.Store.Shards().Shards() {
 		ms, err := m.cfg.Store.Membership(ctx, s.Name)
+		if errors.Is(err, host.ErrNoReplica) {
+			continue // this node leaves, and has lost this replica already
+		}
 		if err != nil {
 			return false, err
 		}

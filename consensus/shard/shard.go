@@ -17,8 +17,16 @@ import (
 // never changes its meaning.
 type ID uint64
 
-// System is the shard whose leader is the cluster's leader.
-const System ID = 1
+// The shards of Default.
+const (
+	// System keeps what no other shard keeps; its leader is the cluster's leader.
+	System ID = 1
+	// Pods change most often, in a fleet that is at work.
+	Pods ID = 2
+	// Events keeps what is written often and may be lost without harm: events and
+	// the leases by which clients elect leaders.
+	Events ID = 3
+)
 
 // Shard is one Raft group.
 type Shard struct {
@@ -39,7 +47,10 @@ type Table struct {
 
 // Default is the table of a cluster of this version.
 func Default() Table {
-	t, err := New(Shard{ID: System, Name: "system"})
+	t, err := New(
+		Shard{ID: System, Name: "system"},
+		Shard{ID: Pods, Name: "pods", Prefixes: []string{"/registry/pods/"}},
+		Shard{ID: Events, Name: "events", Prefixes: []string{"/registry/events/", "/registry/leases/"}})
 	if err != nil {
 		panic(err) // a constant table
 	}

@@ -73,7 +73,7 @@ type build struct {
 }
 
 // newBuild makes what does not depend on the rest.
-func newBuild(cfg *Config, bridge *store.Bridge) (*build, error) {
+func newBuild(ctx context.Context, cfg *Config, bridge *store.Bridge) (*build, error) {
 	capabilities.Setup(true, 0) // privileged pods are refused otherwise
 	b := &build{cfg: cfg, loopback: &loopback.Transport{}, resources: kinds.Resources(), tracer: noopoteltrace.NewTracerProvider()}
 	var err error
@@ -96,7 +96,7 @@ func newBuild(cfg *Config, bridge *store.Bridge) (*build, error) {
 	b.informers = informers.NewSharedInformerFactoryWithOptions(b.client, 0, informers.WithTransform(dropManagedFields))
 	b.services = aggregatorapi.NewClusterIPServiceResolver(b.informers.Core().V1().Services().Lister())
 	b.generic.FlowControl = utilflowcontrol.New(b.informers, b.client.FlowcontrolV1(), b.generic.MaxRequestsInFlight+b.generic.MaxMutatingRequestsInFlight)
-	b.stores, err = store.New(cfg.Store, cfg.StorePrefix, b.generic.EffectiveVersion, b.resources, b.generic.StorageObjectCountTracker, bridge)
+	b.stores, err = store.New(ctx, cfg.Store, cfg.StorePrefix, b.generic.EffectiveVersion, b.resources, b.generic.StorageObjectCountTracker, bridge)
 	if err != nil {
 		return nil, err
 	}

@@ -29,8 +29,8 @@ type Config struct {
 	// AdvertisePort is the port of the API on every node. Default 6443.
 	AdvertisePort uint16
 
-	// Store gives the in-process client of the shard that holds a resource. It must give the same
-	// client each time, and never nil.
+	// Store gives the in-process client of the shard that holds the keys with a prefix. It must give
+	// the same client each time, and never nil.
 	Store store.Clients
 	// StorePrefix begins the keys of all objects. Default "/registry".
 	StorePrefix string

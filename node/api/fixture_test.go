@@ -22,7 +22,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 	restclient "k8s.io/client-go/rest"
@@ -114,7 +113,7 @@ func (f *fixture) close() {
 func (f *fixture) config(node string) Config {
 	return Config{
 		NodeName: node, AdvertiseIP: netip.MustParseAddr("192.0.2.10"),
-		Store:    func(schema.GroupResource) *etcdclient.Client { return f.store },
+		Store:    func(string) *etcdclient.Client { return f.store },
 		ClientCA: identity.EncodeCert(f.ca.Cert), SAKey: f.saKey,
 		KubeletClientCert: func() (*tls.Certificate, error) {
 			c, err := f.ca.IssueClient(AgentClientUser, nil, time.Hour, time.Now())

@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -12,7 +11,6 @@ import (
 	"k8s.io/apiserver/pkg/server/healthz"
 	"k8s.io/kubernetes/pkg/probe"
 	"k8s.io/kubernetes/pkg/registry/core/componentstatus"
-	"skein.io/skein/node/api/kinds"
 )
 
 const (
@@ -22,9 +20,9 @@ const (
 	probeAge = time.Second
 )
 
-// storeProbe asks the store for a key that does not exist, through its quorum.
+// storeProbe asks every shard for a key that does not exist, through its quorum.
 type storeProbe struct {
-	cfg   *Config
+	ask   func(context.Context) error
 	group singleflight.Group
 	last  atomic.Pointer[probeResult]
 }
@@ -41,10 +39,7 @@ func (p *storeProbe) check() error {
 	_, err, _ := p.group.Do("", func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
 		defer cancel()
-		_, err := p.cfg.Store(kinds.Namespaces).KV.Get(ctx, p.cfg.StorePrefix+"/health")
-		if err != nil {
-			err = fmt.Errorf("store does not answer: %w", err)
-		}
+		err := p.ask(ctx)
 		p.last.Store(&probeResult{time.Now(), err})
 		return nil, err
 	})
@@ -53,7 +48,7 @@ func (p *storeProbe) check() error {
 
 // addHealth adds the checks that upstream has for etcd, under their usual names.
 func (b *build) addHealth(c *genericapiserver.Config) {
-	b.probe = &storeProbe{cfg: b.cfg}
+	b.probe = &storeProbe{ask: func(ctx context.Context) error { return b.stores.Check(ctx) }} // the stores are made later
 	check := func(*http.Request) error { return b.probe.check() }
 	c.AddHealthChecks(healthz.NamedGroupedCheck("etcd", "etcd", check))
 	c.AddReadyzChecks(healthz.NamedGroupedCheck("etcd-readiness", "etcd-readiness", check))

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	restclient "k8s.io/client-go/rest"
-	"skein.io/skein/node/api/kinds"
 	"skein.io/skein/node/api/store"
 )
 
@@ -47,7 +46,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	// Upstream's parts keep the context that they are built with.
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s := &Server{cfg: &cfg, ready: make(chan struct{}), cancel: cancel, bridge: store.NewBridge(cfg.Store(kinds.Services).Client)}
+	s := &Server{cfg: &cfg, ready: make(chan struct{}), cancel: cancel, bridge: store.NewBridge(cfg.Store(cfg.StorePrefix + "/ranges/").Client)}
 	s.requests, s.endRequests = context.WithCancel(life)
 	if err := s.assemble(life); err != nil {
 		cancel()
@@ -64,7 +63,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 
 func (s *Server) assemble(ctx context.Context) error {
 	var err error
-	if s.build, err = newBuild(s.cfg, s.bridge); err != nil {
+	if s.build, err = newBuild(ctx, s.cfg, s.bridge); err != nil {
 		return err
 	}
 	if s.chain, err = s.build.chain(ctx); err != nil {

@@ -269,7 +269,7 @@ func TestLoopbackCarriesContext(t *testing.T) {
 	cfg := cluster.config("n3")
 	seen := make(chan any, 10)
 	watched := &etcdclient.Client{Client: cluster.store.Client, Kubernetes: spy{cluster.store.Kubernetes, seen}}
-	cfg.Store = func(schema.GroupResource) *etcdclient.Client { return watched }
+	cfg.Store = func(string) *etcdclient.Client { return watched }
 	s, err := cluster.start(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -407,7 +407,7 @@ func TestStopWithoutStore(t *testing.T) {
 			c.KV, c.Lease, c.Watcher = tc.kv, cluster.store.Lease, stuckWatcher{cluster.store.Watcher}
 			k := &etcdclient.Client{Client: c, Kubernetes: stuck{cluster.store.Kubernetes}}
 			cfg := cluster.config("n5")
-			cfg.Store = func(schema.GroupResource) *etcdclient.Client { return k }
+			cfg.Store = func(string) *etcdclient.Client { return k }
 			s, err := New(t.Context(), cfg)
 			if err != nil {
 				t.Fatal(err)

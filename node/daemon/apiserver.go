@@ -5,15 +5,17 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
 	"sync"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	clientv3kube "go.etcd.io/etcd/client/v3/kubernetes"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"skein.io/skein/consensus/host"
+	"skein.io/skein/consensus/shard"
 	"skein.io/skein/gossip/health"
 	"skein.io/skein/gossip/identity"
 	"skein.io/skein/gossip/membership"
@@ -55,8 +57,8 @@ func (n *node) runAPI(ctx context.Context) error {
 	changed, end := n.host.Subscribe()
 	defer end()
 	for ctx.Err() == nil {
-		if client, ok := n.host.Client(systemShard); ok && n.host.Ready(systemShard) {
-			if err := n.serveAPI(ctx, client, changed); err != nil && ctx.Err() == nil {
+		if clients, ok := n.shardClients(); ok && n.shardsReady() {
+			if err := n.serveAPI(ctx, clients, changed); err != nil && ctx.Err() == nil {
 				n.parts.set("api", err, "")
 				n.log.Warn("the API ended; it is started again", "err", err)
 				if !pause(ctx, time.Second) {
@@ -72,6 +74,46 @@ func (n *node) runAPI(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// shardClients are the in-process clients of this node's replicas, one a shard; false when it does not hold all.
+type shardClients struct {
+	table shard.Table
+	of    map[shard.ID]*clientv3kube.Client
+}
+
+func (n *node) shardClients() (c shardClients, all bool) {
+	c = shardClients{n.host.Shards(), map[shard.ID]*clientv3kube.Client{}}
+	for _, s := range c.table.Shards() {
+		client, ok := n.host.Client(s.Name)
+		if !ok {
+			return c, false
+		}
+		c.of[s.ID] = client
+	}
+	return c, true
+}
+
+// forKeys is the client of the shard that keeps all keys with a prefix. A kind whose objects were spread over shards could
+// not be listed or watched, so a table that does it is an error of this version.
+func (c shardClients) forKeys(prefix string) *clientv3kube.Client {
+	s, err := c.table.ForRange(prefix, clientv3.GetPrefixRangeEnd(prefix))
+	if err != nil {
+		panic(fmt.Sprintf("the table of shards cuts the keys of a kind apart: %v", err))
+	}
+	return c.of[s.ID]
+}
+
+func (c shardClients) system() *clientv3kube.Client { return c.of[shard.System] }
+
+// shardsReady tells whether this node's replicas of all shards have caught up and hear their leaders.
+func (n *node) shardsReady() bool {
+	for _, s := range n.host.Shards().Shards() {
+		if !n.host.Ready(s.Name) {
+			return false
+		}
+	}
+	return true
 }
 
 // pause waits; false when ctx ended first.
@@ -130,21 +172,21 @@ func (n *node) reportStore(s host.ShardStatus) {
 	}
 }
 
-// serveAPI builds a server on the local replica and runs it until ctx or the replica ends.
-func (n *node) serveAPI(ctx context.Context, client *clientv3kube.Client, changed <-chan struct{}) error {
-	keys, err := n.clusterKeys(ctx, client)
+// serveAPI builds a server on the local replicas and runs it until ctx or one of them ends.
+func (n *node) serveAPI(ctx context.Context, clients shardClients, changed <-chan struct{}) error {
+	keys, err := n.clusterKeys(ctx, clients.system())
 	if err != nil {
 		return err
 	}
 	var agentCert minted
 	cluster := n.id.Cluster
-	joins, err := n.joinHandler(keys, client.Client)
+	joins, err := n.joinHandler(keys, clients.system().Client)
 	if err != nil {
 		return err
 	}
 	srv, err := api.New(ctx, api.Config{
 		NodeName: n.cfg.Name, AdvertiseIP: n.cfg.Address, AdvertisePort: apiPort,
-		Store:    func(schema.GroupResource) *clientv3kube.Client { return client },
+		Store:    clients.forKeys,
 		ClientCA: keys.authority.CertPEM(), SAKey: keys.sa,
 		KubeletClientCert: func() (*tls.Certificate, error) { return agentCert.agentClientCert(keys.authority, time.Now()) },
 		ServiceCIDR:       cluster.ServiceCIDR, DNSServiceIP: cluster.DNS, EvictionGrace: n.cfg.EvictionGrace,
@@ -166,7 +208,7 @@ func (n *node) serveAPI(ctx context.Context, client *clientv3kube.Client, change
 		case <-ready:
 			ready = nil
 			n.log.Info("the API serves", "after", time.Since(began).Round(time.Millisecond))
-			n.parts.set("api", nil, "serves from the local replica")
+			n.parts.set("api", nil, "serves from the local replicas")
 			n.api.put(srv, keys)
 			n.announce(map[string]string{membership.TagReady: "1"})
 			defer func() {
@@ -179,7 +221,7 @@ func (n *node) serveAPI(ctx context.Context, client *clientv3kube.Client, change
 			}
 			return err
 		case <-changed:
-			if now, ok := n.host.Client(systemShard); !ok || now != client { // the replica is gone, or another one
+			if now, ok := n.shardClients(); !ok || !maps.Equal(now.of, clients.of) { // a replica is gone, or another one
 				cancel()
 			}
 		}

@@ -18,6 +18,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -299,32 +300,48 @@ func (c *Cluster) Voters(n int) {
 	}
 }
 
-// Add makes a node a replica, through node via.
+// Add makes a node a replica of all shards, through node via, and returns the ID of
+// that of Shard, which becomes one last: whoever may lead the cluster holds all.
 func (c *Cluster) Add(ctx context.Context, via, node int, voter bool) (replica uint64) {
 	c.T.Helper()
+	for _, s := range slices.Backward(c.Nodes[via].Host().Shards().Shards()) {
+		replica = c.AddTo(ctx, s.Name, via, node, voter)
+	}
+	return replica
+}
+
+// AddTo makes a node a replica of one shard, through node via.
+func (c *Cluster) AddTo(ctx context.Context, shard string, via, node int, voter bool) (replica uint64) {
+	c.T.Helper()
 	h, n := c.Nodes[via].Host(), c.Nodes[node]
-	m, err := h.Membership(ctx, Shard)
+	m, err := h.Membership(ctx, shard)
 	must(c.T, err)
 	id := m.ConfigChangeID + 1
-	must(c.T, h.ChangeMembership(ctx, Shard, host.AddNonVoter, id, n.ID, m.ConfigChangeID))
-	must(c.T, n.Host().StartReplica(ctx, Shard, id))
+	must(c.T, h.ChangeMembership(ctx, shard, host.AddNonVoter, id, n.ID, m.ConfigChangeID))
+	must(c.T, n.Host().StartReplica(ctx, shard, id))
 	c.Until("caught up", func() error {
-		p, err := h.Progress(ctx, n.ID, Shard)
+		p, err := h.Progress(ctx, n.ID, shard)
 		if err == nil && !p.Ready {
 			err = errors.New("not ready")
 		}
 		return err
 	})
 	if voter {
-		m, err = h.Membership(ctx, Shard)
+		m, err = h.Membership(ctx, shard)
 		must(c.T, err)
-		must(c.T, h.ChangeMembership(ctx, Shard, host.Promote, id, n.ID, m.ConfigChangeID))
+		must(c.T, h.ChangeMembership(ctx, shard, host.Promote, id, n.ID, m.ConfigChangeID))
 	}
 	return id
 }
 
-// Leader waits for a leader that has opened its epoch and returns its number.
+// Leader waits for a leader of Shard that has opened its epoch and returns its number.
 func (c *Cluster) Leader() int {
+	c.T.Helper()
+	return c.LeaderOf(Shard)
+}
+
+// LeaderOf waits for a shard's leader that has opened its epoch and returns its number.
+func (c *Cluster) LeaderOf(shard string) int {
 	c.T.Helper()
 	found := -1
 	c.Until("a leader", func() error {
@@ -334,7 +351,7 @@ func (c *Cluster) Leader() int {
 				continue
 			}
 			for _, s := range h.Status() {
-				if s.Shard == Shard && s.Role == host.RoleLeader && s.Epoch == s.Term && s.Ready {
+				if s.Shard == shard && s.Role == host.RoleLeader && s.Epoch == s.Term && s.Ready {
 					found = i
 					return nil
 				}

@@ -28,7 +28,6 @@ import (
 	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcore "k8s.io/client-go/kubernetes/typed/core/v1"
@@ -98,7 +97,7 @@ func (c *realCluster) startAPI() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s, err := api.New(ctx, api.Config{NodeName: "n1", AdvertiseIP: netip.MustParseAddr(nodeAddress),
-		Store:    func(schema.GroupResource) *etcdclient.Client { return store },
+		Store:    func(string) *etcdclient.Client { return store },
 		ClientCA: identity.EncodeCert(ca.Cert), SAKey: key,
 		KubeletClientCert: func() (*tls.Certificate, error) {
 			crt, err := ca.IssueClient(api.AgentClientUser, nil, time.Hour, time.Now())

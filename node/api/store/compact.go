@@ -19,16 +19,16 @@ const history = 5 * time.Minute
 // ends. One caller in the cluster is enough. A store that nobody writes to is left alone. Requests
 // carry the context's values. report gets what failed; it is tried again after history.
 func (f *Factory) Compact(ctx context.Context, report func(error)) {
-	states := map[*clientv3.Client]compaction{}
+	states := map[opened]compaction{}
 	tick := time.NewTicker(history)
 	defer tick.Stop()
 	for {
-		for _, c := range f.stores() {
-			next, err := states[c].advance(ctx, c)
+		for _, o := range f.stores() {
+			next, err := states[o].advance(ctx, o, o.key)
 			if err != nil && ctx.Err() == nil {
-				report(fmt.Errorf("compact a store: %w", err))
+				report(fmt.Errorf("compact the store of %s: %w", o.key, err))
 			}
-			states[c] = next
+			states[o] = next
 		}
 		select {
 		case <-ctx.Done():
@@ -39,7 +39,7 @@ func (f *Factory) Compact(ctx context.Context, report func(error)) {
 }
 
 // stores gives each client once.
-func (f *Factory) stores() []*clientv3.Client {
+func (f *Factory) stores() []opened {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.opened)
@@ -59,16 +59,16 @@ func (c compaction) due() int64 {
 	return 0
 }
 
-// advance compacts to what was seen last time, and looks again.
-func (c compaction) advance(ctx context.Context, store clientv3.KV) (compaction, error) {
+// advance compacts to what was seen last time, and looks again, at key.
+func (c compaction) advance(ctx context.Context, store clientv3.KV, key string) (compaction, error) {
 	if rev := c.due(); rev != 0 {
 		if _, err := store.Compact(ctx, rev); err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
 			return c, fmt.Errorf("to revision %d: %w", rev, err)
 		}
 		c.done = rev
 	}
-	// Any answer carries the revision; this key exists nowhere.
-	r, err := store.Get(ctx, "/compact", clientv3.WithCountOnly())
+	// Any answer carries the revision.
+	r, err := store.Get(ctx, key, clientv3.WithCountOnly())
 	if err != nil {
 		return c, fmt.Errorf("look at its revision: %w", err)
 	}

@@ -48,7 +48,7 @@ func TestCompaction(t *testing.T) {
 		{rev: 80, want: 80}, {rev: 80}, {rev: 80}, // idle
 	} {
 		k.rev, k.fail, k.compacted = step.rev, step.fail, nil
-		next, err := c.advance(t.Context(), k)
+		next, err := c.advance(t.Context(), k, "/registry/x/")
 		if !errors.Is(err, step.err) {
 			t.Fatalf("step %d: %v", i, err)
 		}

@@ -13,6 +13,8 @@
 package store
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -27,6 +29,7 @@ import (
 	serverstorage "k8s.io/apiserver/pkg/server/storage"
 	"k8s.io/apiserver/pkg/storage"
 	"k8s.io/apiserver/pkg/storage/etcd3"
+	"k8s.io/apiserver/pkg/storage/feature"
 	"k8s.io/apiserver/pkg/storage/storagebackend"
 	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
 	"k8s.io/apiserver/pkg/storage/value/encrypt/identity"
@@ -39,9 +42,11 @@ import (
 // mediaType is what built-in objects are stored as, like upstream's default.
 const mediaType = "application/vnd.kubernetes.protobuf"
 
-// Clients gives the client that holds a resource. It must give the same one for a resource each
-// time and never nil.
-type Clients func(schema.GroupResource) *etcdclient.Client
+// Clients gives the client of the shard that holds a key. It is asked for whole resources, by the
+// prefix of all their keys, with a slash at its end ("/registry/pods/"): resources of one name may
+// share a prefix (events of both groups do), so it is the prefix that tells. It must give the same
+// client for a key each time, one a shard, and never nil.
+type Clients func(key string) *etcdclient.Client
 
 // Factory makes storages of every kind.
 type Factory struct {
@@ -49,15 +54,23 @@ type Factory struct {
 	Storage *serverstorage.DefaultStorageFactory
 
 	clients Clients
+	life    context.Context // bounds what a new client is asked
 	options *genericoptions.EtcdOptions
 
 	mu     sync.Mutex // guards opened
-	opened []*clientv3.Client
+	opened []opened
 }
 
-// New prepares a factory for keys below prefix ("/registry"). dial is what the components get
-// that insist on dialling; see Bridge.Dial.
-func New(clients Clients, prefix string, version basecompatibility.EffectiveVersion, resources *serverstorage.ResourceConfig,
+// opened is a client in use. There is nothing under key, and it is one of this client's: good to
+// ask how the store is.
+type opened struct {
+	*clientv3.Client
+	key string
+}
+
+// New prepares a factory for keys below prefix ("/registry"). ctx is the life of the stores made
+// here; bridge is what the components get that insist on dialling.
+func New(ctx context.Context, clients Clients, prefix string, version basecompatibility.EffectiveVersion, resources *serverstorage.ResourceConfig,
 	count flowcontrolrequest.StorageObjectCountTracker, bridge *Bridge) (*Factory, error) {
 	o := genericoptions.NewEtcdOptions(storagebackend.NewDefaultConfig(prefix, nil))
 	o.DefaultStorageMediaType = mediaType
@@ -77,7 +90,7 @@ func New(clients Clients, prefix string, version basecompatibility.EffectiveVers
 		return nil, fmt.Errorf("storage versions: %w", err)
 	}
 	f.StorageConfig.StorageObjectCountTracker = count
-	return &Factory{Storage: f, clients: clients, options: o}, nil
+	return &Factory{Storage: f, clients: clients, life: ctx, options: o}, nil
 }
 
 // BuiltIn gives the storages of the built-in resources.
@@ -108,15 +121,12 @@ func (f *Factory) decorated(g generic.RESTOptionsGetter) generic.RESTOptionsGett
 func (f *Factory) open(c *storagebackend.ConfigForResource, resourcePrefix string, _ func(runtime.Object) (string, error),
 	newFunc, newListFunc func() runtime.Object, _ storage.AttrFunc, _ storage.IndexerFuncs, _ *cache.Indexers,
 ) (storage.Interface, factory.DestroyFunc, error) {
-	client := f.clients(c.GroupResource)
+	key := path.Join("/", c.Prefix, resourcePrefix) + "/"
+	client := f.clients(key)
 	if client == nil {
-		return nil, nil, fmt.Errorf("no store for %s", c.GroupResource)
+		return nil, nil, fmt.Errorf("no store for %s, whose keys begin with %s", c.GroupResource, key)
 	}
-	f.mu.Lock()
-	if !slices.Contains(f.opened, client.Client) {
-		f.opened = append(f.opened, client.Client)
-	}
-	f.mu.Unlock()
+	f.note(client.Client, key)
 	transformer := c.Transformer
 	if transformer == nil {
 		transformer = identity.NewEncryptCheckTransformer()
@@ -129,6 +139,45 @@ func (f *Factory) open(c *storagebackend.ConfigForResource, resourcePrefix strin
 	}
 	return s, s.Close, nil
 }
+
+// Check asks all stores in use for a key, through their quorums, and names those that fail.
+func (f *Factory) Check(ctx context.Context) error {
+	stores := f.stores()
+	errs := make([]error, len(stores))
+	var wg sync.WaitGroup
+	for i, o := range stores {
+		wg.Go(func() {
+			if _, err := o.KV.Get(ctx, o.key, clientv3.WithCountOnly()); err != nil {
+				errs[i] = fmt.Errorf("the store of %s does not answer: %w", o.key, err)
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// note remembers a client that is used. Upstream's storages ask a store for the progress of their
+// watches only where they know that it can tell; they learn it from a client that they dial, which
+// ours is not.
+func (f *Factory) note(c *clientv3.Client, key string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !slices.ContainsFunc(f.opened, func(o opened) bool { return o.Client == c }) {
+		f.opened = append(f.opened, opened{c, key})
+		feature.DefaultFeatureSupportChecker.CheckClient(f.life, endpoint{c.Maintenance, inProcess(fmt.Sprintf("in-process:%p", c))}, storage.RequestWatchProgress)
+	}
+}
+
+// endpoint makes a client in process look like one with an address.
+type endpoint struct {
+	clientv3.Maintenance
+	inProcess
+}
+
+type inProcess string
+
+// Endpoints is asked by upstream's check of what a store can do.
+func (e inProcess) Endpoints() []string { return []string{string(e)} }
 
 type getter func(schema.GroupResource, runtime.Object) (generic.RESTOptions, error)
 
