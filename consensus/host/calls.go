@@ -49,6 +49,8 @@ type callResponse struct {
 	Fence   uint64   `json:"fence,omitempty"`
 
 	Membership *Membership `json:"membership,omitempty"`
+
+	Space *spaceInfo `json:"space,omitempty"`
 }
 
 // callCode lets errors keep their identity over the wire.
@@ -74,12 +76,14 @@ const (
 	methodRenew    = "renew"    // renew a lease (primary lessor)
 	methodTTL      = "ttl"      // time to live of a lease (primary lessor)
 	methodCampaign = "campaign" // the leader, Replica, wants this one to take over
+	methodSpace    = "space"    // how large is your database, which are its hashes?
 
 	// Of the cluster's leader.
 	methodFence      = "fence"      // raise the shard's fence to Term
 	methodMembership = "membership" // read the shard's membership
 	methodChange     = "change"     // change it
 	methodTransfer   = "transfer"   // hand the shard's leadership to Replica
+	methodDefrag     = "defrag"     // rewrite the database
 )
 
 // answer runs on the transport's goroutines; cert is the caller's, nil without
@@ -139,6 +143,10 @@ func (h *Host) handleCall(ctx context.Context, q callRequest) (resp callResponse
 		r.campaign(q.Replica, q.From)
 	case methodFence, methodMembership, methodChange, methodTransfer:
 		return r.obey(ctx, q)
+	case methodSpace:
+		resp.Space = r.spaceHere()
+	case methodDefrag:
+		err, resp.Space = r.beginDefrag(), r.spaceHere()
 	default:
 		err = fmt.Errorf("unknown method %q", q.Method)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"skein.io/skein/consensus/etcdapi"
 	"skein.io/skein/consensus/shard"
+	"skein.io/skein/consensus/space"
 )
 
 // Config of a Host. The zero value of an optional field means its default.
@@ -76,6 +77,9 @@ type Config struct {
 	CompactionOverhead uint64
 	MaxLogBytes        uint64
 
+	// Space bounds what the shards hold: quota, compaction, defragmentation.
+	Space space.Config
+
 	// RequestTimeout bounds every request that has no earlier deadline; default
 	// 5 s plus two elections, as etcd.
 	RequestTimeout time.Duration
@@ -103,6 +107,7 @@ func (c *Config) setDefaults() {
 			*p = v
 		}
 	}
+	c.Space.SetDefaults()
 	if c.RequestTimeout == 0 {
 		c.RequestTimeout = 5*time.Second + 2*c.electionTimeout()
 	}
@@ -155,6 +160,9 @@ func (c Config) Validate() error {
 	}
 	if c.RequestTimeout < c.electionTimeout() {
 		bad("RequestTimeout %v is shorter than an election (%v)", c.RequestTimeout, c.electionTimeout())
+	}
+	if err := c.Space.Validate(); err != nil {
+		bad("Space: %w", err)
 	}
 	if len(errs) > 0 {
 		return fmt.Errorf("host config: %w", errors.Join(errs...))

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lni/dragonboat/v4"
@@ -45,6 +46,8 @@ type Host struct {
 	opened chan struct{} // closed at the end of New
 	// beforePin lets a test slow a shard's part of a cut down; set before use.
 	beforePin func(shardName string)
+
+	defragging atomic.Bool // a database of this node is being rewritten by order
 
 	// op serialises starting and stopping replicas. It is never taken by a
 	// callback of dragonboat.
@@ -92,6 +95,7 @@ func New(cfg Config) (*Host, error) {
 		return nil, err
 	}
 	close(h.opened)
+	h.wg.Go(h.defragLoop)
 	return h, nil
 }
 
