@@ -35,6 +35,7 @@ type CLI struct {
 	Status     statusCmd     `cmd:"" group:"cluster" help:"The store's shards and the health of each part of this node."`
 	Token      tokenCmd      `cmd:"" group:"cluster" help:"Join tokens."`
 	Kubeconfig kubeconfigCmd `cmd:"" group:"cluster" help:"Print an administrator's kubeconfig."`
+	Backup     backupCmd     `cmd:"" group:"cluster" help:"Back the whole cluster up into a file, and check such files."`
 	Version    versionCmd    `cmd:"" group:"cluster" help:"Print the version."`
 
 	Get      kubectlCmd `cmd:"" group:"objects" passthrough:"" help:"Show objects (-o wide|json|yaml|name, -n, -l, -w)."`

@@ -190,10 +190,11 @@ func (n *node) serveAPI(ctx context.Context, clients shardClients, changed <-cha
 		ClientCA: keys.authority.CertPEM(), SAKey: keys.sa,
 		KubeletClientCert: func() (*tls.Certificate, error) { return agentCert.agentClientCert(keys.authority, time.Now()) },
 		ServiceCIDR:       cluster.ServiceCIDR, DNSServiceIP: cluster.DNS, EvictionGrace: n.cfg.EvictionGrace,
-		Replicas: n.replicaAddrs,
-		Extra:    map[string]http.Handler{"/skein/v1/": n.controlHandler()},
-		Public:   map[string]http.Handler{join.Path: joins},
-		Logger:   n.log.With("part", "api"),
+		Replicas:    n.replicaAddrs,
+		Extra:       map[string]http.Handler{"/skein/v1/": n.controlHandler()},
+		LongRunning: []string{backupPath},
+		Public:      map[string]http.Handler{join.Path: joins},
+		Logger:      n.log.With("part", "api"),
 	})
 	if err != nil {
 		return err
