@@ -54,6 +54,11 @@ type Config struct {
 	// Host other than Close. Optional.
 	OnRemoved func(Removed)
 
+	// VerifyGeneration returns the number, above 0, of the generation that a proof is
+	// for, or why it is none of this cluster's (see Host.Adopt). Without it there is
+	// generation 0 alone.
+	VerifyGeneration func(proof []byte) (uint64, error)
+
 	// Full, if set, tells why this node has no room for more data, nil while it has.
 	// Requests made here that make the store grow are refused with it, others are
 	// not, so that things can be deleted. It must be fast. Optional.

@@ -39,6 +39,7 @@ type Host struct {
 	trans *transport
 	ids   *idutil.Generator
 	terms *termFile
+	gen   atomic.Pointer[generation]
 
 	ctx    context.Context // ends when Close begins
 	cancel context.CancelFunc
@@ -82,9 +83,15 @@ func New(cfg Config) (*Host, error) {
 	if h.terms, err = openTerms(filepath.Join(cfg.Dir, "term")); err != nil {
 		return nil, err
 	}
+	gen, err := loadGeneration(&h.cfg)
+	if err != nil {
+		return nil, err
+	}
+	h.gen.Store(gen)
 	h.reg = newRegistry(cfg.Resolve)
 	h.trans = newTransport(&h.cfg, log)
 	h.trans.onCall, h.trans.onRaft = h.answer, h.heard
+	h.trans.stamp = func() uint64 { return h.gen.Load().stamp }
 	if h.nh, err = newNodeHost(h, raftDir); err != nil {
 		return nil, fmt.Errorf("store in %s: %w", cfg.Dir, err)
 	}
@@ -319,7 +326,7 @@ func (h *Host) removeData(ctx context.Context, id shard.ID, replicaID uint64) er
 }
 
 func (h *Host) machineDir(id shard.ID, replicaID uint64) string {
-	return filepath.Join(h.cfg.Dir, fmt.Sprintf("shard-%d-replica-%d", id, replicaID))
+	return replicaDir(h.cfg.Dir, id, replicaID)
 }
 
 func (h *Host) replica(id shard.ID) *replica {
