@@ -280,12 +280,11 @@ func (h *Host) orderDefrag() {
 	var id shard.ID
 	var most int64
 	for _, s := range h.cfg.Shards.Shards() {
-		r := h.replica(s.ID)
-		if r == nil || r.membership.Load() == nil {
-			continue
+		m, err := h.Membership(h.ctx, s.Name)
+		if err != nil {
+			continue // the next time
 		}
-		m := r.membership.Load()
-		for _, t := range slices.Concat(slices.Collect(maps.Values(m.Nodes)), slices.Collect(maps.Values(m.NonVotings))) {
+		for _, t := range slices.Concat(slices.Collect(maps.Values(m.Voters)), slices.Collect(maps.Values(m.NonVoters))) {
 			i, err := h.space(h.ctx, t, s.ID)
 			switch {
 			case err != nil:

@@ -131,7 +131,7 @@ func (m *Machine) openFile(path string) *dbFile {
 			m.index.UnsafeSave(tx)
 		}
 	})
-	f.Backend = backend.New(bc)
+	f.take(backend.New(bc))
 	return f
 }
 
