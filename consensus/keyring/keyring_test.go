@@ -105,7 +105,7 @@ func TestSeal(t *testing.T) {
 	if _, err := r.Open("/skein/other", sealed); !errors.Is(err, ErrSealed) {
 		t.Errorf("opened for another purpose: %v", err)
 	}
-	if _, err := (Ring{}).Seal("x", plain); !errors.Is(err, ErrUnknownKey) {
+	if _, err := (Ring{}).Seal("x", plain); !errors.Is(err, ErrNone) {
 		t.Errorf("an empty ring sealed: %v", err)
 	}
 	for i := range sealed {

@@ -108,6 +108,9 @@ func (r Ring) index(id string) int {
 }
 
 func (r Ring) key(id string) (Key, error) {
+	if r.Empty() {
+		return Key{}, ErrNone
+	}
 	if i := r.index(id); i >= 0 {
 		return r.keys[i], nil
 	}
@@ -164,7 +167,7 @@ func (r Ring) Add(k Key) (Ring, error) {
 	return out, nil
 }
 
-// Use makes a key the primary one. ErrUnknownKey if the ring has it not.
+// Use makes a key the primary one. ErrUnknownKey if the ring has it not, ErrNone if it has no key at all.
 func (r Ring) Use(id string) (Ring, error) {
 	if _, err := r.key(id); err != nil {
 		return r, err
@@ -179,6 +182,15 @@ func (r Ring) Drop(id string) (Ring, error) {
 		return r, fmt.Errorf("%w: %s", ErrPrimary, id)
 	}
 	return Ring{keys: slices.DeleteFunc(slices.Clone(r.keys), func(k Key) bool { return k.ID == id }), primary: r.primary}, nil
+}
+
+// Only is a ring with one of the keys alone. ErrUnknownKey if the ring has it not, ErrNone if it has no key at all.
+func (r Ring) Only(id string) (Ring, error) {
+	k, err := r.key(id)
+	if err != nil {
+		return Ring{}, err
+	}
+	return Ring{keys: []Key{k}, primary: k.ID}, nil
 }
 
 // Merge adds the keys of another ring. The primary stays; an empty ring takes the other's.

@@ -28,7 +28,7 @@ const Overhead = headSize + saltSize + 16
 var ErrSealed = errors.New("key ring: the sealed value is damaged or not what it is taken for")
 
 // Seal encrypts with the primary key. The same purpose (as the key of a record in the store) is needed to open it, so a sealed
-// value is of no use in another place.
+// value is of no use in another place. ErrNone on an empty ring.
 func (r Ring) Seal(purpose string, plain []byte) ([]byte, error) {
 	k, err := r.key(r.primary)
 	if err != nil {
@@ -47,7 +47,7 @@ func (r Ring) Seal(purpose string, plain []byte) ([]byte, error) {
 }
 
 // Open decrypts what Seal made for the same purpose. ErrUnknownKey when the key is not on the ring: another replica may have it;
-// ErrSealed when the value is none of ours.
+// ErrSealed when the value is none of ours, ErrNone on an empty ring.
 func (r Ring) Open(purpose string, sealed []byte) ([]byte, error) {
 	id, ok := SealedBy(sealed)
 	if !ok || len(sealed) < Overhead {

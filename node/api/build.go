@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -19,7 +18,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
 	genericapifilters "k8s.io/apiserver/pkg/endpoints/filters"
-	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
 	genericfilters "k8s.io/apiserver/pkg/server/filters"
@@ -38,6 +36,7 @@ import (
 	"k8s.io/kubernetes/pkg/capabilities"
 	"k8s.io/kubernetes/pkg/routes"
 	"k8s.io/kubernetes/pkg/serviceaccount"
+	"skein.io/skein/node/api/encrypt"
 	"skein.io/skein/node/api/kinds"
 	"skein.io/skein/node/api/loopback"
 	"skein.io/skein/node/api/openapi"
@@ -98,7 +97,8 @@ func newBuild(ctx context.Context, cfg *Config, bridge *store.Bridge) (*build, e
 	b.informers = informers.NewSharedInformerFactoryWithOptions(b.client, 0, informers.WithTransform(dropManagedFields))
 	b.services = aggregatorapi.NewClusterIPServiceResolver(b.informers.Core().V1().Services().Lister())
 	b.generic.FlowControl = utilflowcontrol.New(b.informers, b.client.FlowcontrolV1(), b.generic.MaxRequestsInFlight+b.generic.MaxMutatingRequestsInFlight)
-	b.stores, err = store.New(ctx, cfg.Store, cfg.StorePrefix, b.generic.EffectiveVersion, b.resources, b.generic.StorageObjectCountTracker, bridge)
+	b.stores, err = store.New(ctx, cfg.Store, cfg.StorePrefix, b.generic.EffectiveVersion, b.resources, b.generic.StorageObjectCountTracker, bridge,
+		encrypt.New(cfg.Keys, cfg.Sealed...))
 	if err != nil {
 		return nil, err
 	}
@@ -117,11 +117,8 @@ func dropManagedFields(o any) (any, error) {
 func (b *build) genericConfig() *genericapiserver.Config {
 	c := genericapiserver.NewConfig(legacyscheme.Codecs)
 	c.EffectiveVersion = compatibility.DefaultComponentGlobalsRegistry.EffectiveVersionFor(basecompatibility.DefaultKubeComponent)
-	upstream := genericfilters.BasicLongRunningRequestCheck(
+	c.LongRunningFunc = genericfilters.BasicLongRunningRequestCheck(
 		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
-	c.LongRunningFunc = func(r *http.Request, i *apirequest.RequestInfo) bool {
-		return upstream(r, i) || slices.Contains(b.cfg.LongRunning, r.URL.Path)
-	}
 	c.PublicAddress = b.cfg.AdvertiseIP.AsSlice()
 	c.ExternalAddress = netip.AddrPortFrom(b.cfg.AdvertiseIP, b.cfg.AdvertisePort).String()
 	c.MergedResourceConfig = b.resources

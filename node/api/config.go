@@ -15,7 +15,9 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"skein.io/skein/node/api/encrypt"
 	"skein.io/skein/node/api/store"
 )
 
@@ -34,6 +36,12 @@ type Config struct {
 	Store store.Clients
 	// StorePrefix begins the keys of all objects. Default "/registry".
 	StorePrefix string
+
+	// Keys is the cluster's key ring: Secrets are sealed with it in the store.
+	Keys encrypt.Keys
+	// Sealed are further resources that are sealed in the store. What is stored already is read either
+	// way; Reseal writes it as this says. Default none.
+	Sealed []schema.GroupResource
 
 	// ClientCA is the cluster CA in PEM (one or more certificates). Client certificates that it
 	// signed are users (common name) in groups (organizations); agents must present one of its
@@ -72,8 +80,6 @@ type Config struct {
 	// Extra are handlers of paths outside the Kubernetes API, behind authentication and
 	// authorization (as a nonResourceURL). A path that ends in a slash stands for all below it.
 	Extra map[string]http.Handler
-	// LongRunning are paths of Extra whose requests may take any time.
-	LongRunning []string
 	// Public are the same without authentication: each looks after itself.
 	Public map[string]http.Handler
 
@@ -126,6 +132,9 @@ func (c *Config) Validate() error {
 	}
 	if !strings.HasPrefix(c.StorePrefix, "/") {
 		bad("StorePrefix %q does not begin with a slash", c.StorePrefix)
+	}
+	if c.Keys == nil {
+		bad("Keys is nil")
 	}
 	if !x509.NewCertPool().AppendCertsFromPEM(c.ClientCA) {
 		bad("ClientCA contains no certificate in PEM")

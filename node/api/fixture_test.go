@@ -26,6 +26,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	restclient "k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
+	"skein.io/skein/consensus/keyring"
 	"skein.io/skein/gossip/identity"
 	"skein.io/skein/node/api/internal/testetcd"
 )
@@ -39,6 +40,7 @@ type fixture struct {
 	store   *etcdclient.Client
 	ca      *identity.Authority
 	saKey   *ecdsa.PrivateKey
+	keys    *memoryKeys
 	servers []*running
 }
 
@@ -82,6 +84,11 @@ func newFixture(dir string) (*fixture, error) {
 	if f.saKey, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		return nil, err
 	}
+	ring, err := keyring.New(rand.Reader, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	f.keys = &memoryKeys{ring: ring}
 	started := make(chan error, 2)
 	f.servers = make([]*running, 2)
 	for i := range f.servers {
@@ -114,7 +121,7 @@ func (f *fixture) config(node string) Config {
 	return Config{
 		NodeName: node, AdvertiseIP: netip.MustParseAddr("192.0.2.10"),
 		Store:    func(string) *etcdclient.Client { return f.store },
-		ClientCA: identity.EncodeCert(f.ca.Cert), SAKey: f.saKey,
+		ClientCA: identity.EncodeCert(f.ca.Cert), SAKey: f.saKey, Keys: f.keys,
 		KubeletClientCert: func() (*tls.Certificate, error) {
 			c, err := f.ca.IssueClient(AgentClientUser, nil, time.Hour, time.Now())
 			return &c, err

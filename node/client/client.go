@@ -87,6 +87,52 @@ type TokenRequest struct {
 	MaxUses int `json:"maxUses,omitempty"`
 }
 
+// Keys is what `skein keys status` shows: the keys that seal the cluster's secrets, by their ids.
+type Keys struct {
+	Primary string `json:"primary"` // the key that seals
+	Keys    []Key  `json:"keys"`    // on the ring of the node that was asked
+	// Rotation is one that has not ended, Last how the latest one did.
+	Rotation *KeyRotation `json:"rotation,omitempty"`
+	Last     *KeyRotation `json:"last,omitempty"`
+	// Replicas are the nodes that hold a ring.
+	Replicas []KeyReplica `json:"replicas"`
+}
+
+// Key is one key.
+type Key struct {
+	ID      string    `json:"id"`
+	Created time.Time `json:"created"`
+}
+
+// KeyRotation is a rotation's state.
+type KeyRotation struct {
+	ID    string `json:"id"`
+	Phase string `json:"phase,omitempty"`
+	From  string `json:"from,omitempty"`
+	To    string `json:"to,omitempty"`
+	// Done of Total values have been sealed anew.
+	Done  int `json:"done"`
+	Total int `json:"total,omitempty"`
+	// Waits says what it waits for.
+	Waits   string     `json:"waits,omitempty"`
+	Refused string     `json:"refused,omitempty"` // why nothing was done
+	Ended   *time.Time `json:"ended,omitempty"`
+}
+
+// KeyReplica is what a node says of its ring.
+type KeyReplica struct {
+	Node    string   `json:"node"`
+	Primary string   `json:"primary,omitempty"`
+	Keys    []string `json:"keys,omitempty"`
+	Error   string   `json:"error,omitempty"` // why it does not answer
+}
+
+// RotateRequest asks for a rotation.
+type RotateRequest struct {
+	// Force goes on although a voter does not answer.
+	Force bool `json:"force,omitempty"`
+}
+
 // Error is a refusal by the daemon.
 type Error struct {
 	Code    int    `json:"code"`
@@ -211,38 +257,12 @@ func (c *Client) Kubeconfig(ctx context.Context, server string) (b []byte, err e
 	return b, c.do(ctx, http.MethodGet, "kubeconfig?server="+url.QueryEscape(server), nil, &b)
 }
 
-// BackupPath is where a node hands out backups.
-const BackupPath = "/skein/v1/backup"
-
-// BackupRequest asks for a backup.
-type BackupRequest struct {
-	// Passphrase seals the keys in it; empty: they are in clear.
-	Passphrase string `json:"passphrase,omitempty"`
+// Keys reports the keys that seal the cluster's secrets, by their ids.
+func (c *Client) Keys(ctx context.Context) (k Keys, err error) {
+	return k, c.do(ctx, http.MethodGet, "keys", nil, &k)
 }
 
-// Backup streams a backup of the whole cluster. Close it.
-func (c *Client) Backup(ctx context.Context, r BackupRequest) (io.ReadCloser, error) {
-	b, err := json.Marshal(r)
-	if err != nil {
-		return nil, err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+BackupPath, bytes.NewReader(b))
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, c.explain(err)
-	}
-	if resp.StatusCode == http.StatusOK {
-		return resp.Body, nil
-	}
-	defer resp.Body.Close()
-	e := &Error{Code: resp.StatusCode}
-	msg, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err != nil || json.Unmarshal(msg, e) != nil || e.Message == "" {
-		e.Message = "backup: " + resp.Status
-	}
-	return nil, e
+// RotateKeys asks for a new key; the leader carries it out in the background. Of the answer only the ID says anything yet.
+func (c *Client) RotateKeys(ctx context.Context, r RotateRequest) (k KeyRotation, err error) {
+	return k, c.do(ctx, http.MethodPost, "keys/rotate", r, &k)
 }

@@ -15,6 +15,7 @@ import (
 	clientv3kube "go.etcd.io/etcd/client/v3/kubernetes"
 
 	"skein.io/skein/consensus/host"
+	"skein.io/skein/consensus/keyring"
 	"skein.io/skein/consensus/shard"
 	"skein.io/skein/gossip/health"
 	"skein.io/skein/gossip/identity"
@@ -128,7 +129,8 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// watchStore keeps the node's role in its gossip tags, and the health of its replicas, true. Both are looked at in memory
+// watchStore keeps the node's role in its gossip tags, and the health of its replicas, true, and sees to it that a node without a
+// replica keeps no keys. All are looked at in memory
 // only; not every change of a role comes with a notice.
 func (n *node) watchStore(ctx context.Context) error {
 	changed, end := n.host.Subscribe()
@@ -137,6 +139,7 @@ func (n *node) watchStore(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		n.announceRole()
+		n.dropRing()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -160,10 +163,7 @@ func (n *node) announceRole() {
 // reportStore says how the replica of a shard is.
 func (n *node) reportStore(s host.ShardStatus) {
 	part := "store/" + s.Shard
-	alarm := alarmOf(s)
 	switch {
-	case alarm != nil:
-		n.parts.set(part, alarm, "")
 	case s.Role == host.RoleNone:
 		n.parts.set(part, nil, "no replica here")
 	case !s.Ready && s.SinceContact > 5*time.Second:
@@ -175,22 +175,9 @@ func (n *node) reportStore(s host.ShardStatus) {
 	}
 }
 
-// alarmOf says what the alarms of a shard mean for this node; nil for nothing.
-func alarmOf(s host.ShardStatus) error {
-	for _, a := range s.Alarms {
-		switch {
-		case a.Kind == "NOSPACE":
-			return fmt.Errorf("the shard is full: %.1f MiB are in use, the limit is %.1f MiB; only deletions are accepted until there is room", float64(s.SizeInUse)/(1<<20), float64(s.Quota)/(1<<20))
-		case a.Kind == "CORRUPT" && a.Replica == s.Replica:
-			return errors.New("the data of this node's replica differs from that of the others: it is not used; take the node out of the cluster and let it join again")
-		}
-	}
-	return nil
-}
-
 // serveAPI builds a server on the local replicas and runs it until ctx or one of them ends.
 func (n *node) serveAPI(ctx context.Context, clients shardClients, changed <-chan struct{}) error {
-	keys, err := n.clusterKeys(ctx, clients.system())
+	keys, err := n.clusterKeys(ctx, clients)
 	if err != nil {
 		return err
 	}
@@ -203,22 +190,24 @@ func (n *node) serveAPI(ctx context.Context, clients shardClients, changed <-cha
 	srv, err := api.New(ctx, api.Config{
 		NodeName: n.cfg.Name, AdvertiseIP: n.cfg.Address, AdvertisePort: apiPort,
 		Store:    clients.forKeys,
-		ClientCA: keys.authority.CertPEM(), SAKey: keys.sa,
+		ClientCA: keys.authority.CertPEM(), SAKey: keys.sa, Keys: apiKeys{n}, Sealed: n.cfg.Sealed,
 		KubeletClientCert: func() (*tls.Certificate, error) { return agentCert.agentClientCert(keys.authority, time.Now()) },
 		ServiceCIDR:       cluster.ServiceCIDR, DNSServiceIP: cluster.DNS, EvictionGrace: n.cfg.EvictionGrace,
-		Replicas:    n.replicaAddrs,
-		Extra:       map[string]http.Handler{"/skein/v1/": n.controlHandler()},
-		LongRunning: []string{backupPath},
-		Public:      map[string]http.Handler{join.Path: joins},
-		Logger:      n.log.With("part", "api"),
+		Replicas: n.replicaAddrs,
+		Extra:    map[string]http.Handler{"/skein/v1/": n.controlHandler()},
+		Public:   map[string]http.Handler{join.Path: joins},
+		Logger:   n.log.With("part", "api"),
 	})
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Run(ctx) }()
+	wg.Go(func() { n.followKeys(ctx, clients) })
 	began := time.Now()
 	for ready := srv.Ready(); ; {
 		select {
@@ -245,19 +234,32 @@ func (n *node) serveAPI(ctx context.Context, clients shardClients, changed <-cha
 	}
 }
 
-// clusterKeys reads the keys from the store. The founding node puts them there first.
-func (n *node) clusterKeys(ctx context.Context, client *clientv3kube.Client) (clusterKeys, error) {
+// clusterKeys brings the key ring up to date and reads the keys from the store. The founding node puts them there first.
+func (n *node) clusterKeys(ctx context.Context, clients shardClients) (clusterKeys, error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
+	client := clients.system()
 	f := foundingFile(n.cfg.StateDir)
-	if k, pending, err := f.load(); err != nil {
+	if k, _, pending, err := f.load(); err != nil {
 		return clusterKeys{}, err
 	} else if pending {
-		if err := f.finish(ctx, client.KV, k); err != nil {
+		ring, _ := n.ring.Ring()
+		if err := f.finish(ctx, client.KV, k, ring); err != nil {
 			return clusterKeys{}, err
 		}
 	}
-	k, err := readKeys(ctx, client.KV)
+	if _, err := n.follower(clients, nil).Sync(ctx); err != nil {
+		return clusterKeys{}, err
+	}
+	ring, _ := n.ring.Ring()
+	k, err := readKeys(ctx, client.KV, ring)
+	if errors.Is(err, keyring.ErrUnknownKey) { // a rotation has not come that far, and this node was away when the old key went round
+		if ferr := n.fetchSealing(ctx, client.KV); ferr != nil {
+			return k, errors.Join(err, ferr)
+		}
+		ring, _ = n.ring.Ring()
+		k, err = readKeys(ctx, client.KV, ring)
+	}
 	if err != nil {
 		return k, err
 	}

@@ -15,7 +15,6 @@ import (
 	"k8s.io/component-base/version"
 
 	"skein.io/skein/consensus/host"
-	"skein.io/skein/consensus/space"
 	"skein.io/skein/gossip/health"
 	"skein.io/skein/gossip/identity"
 	"skein.io/skein/gossip/membership"
@@ -155,13 +154,12 @@ func (n *node) startHost() (*host.Host, error) {
 			n.logIf("delete the removed replica", r.Clear(context.Background()))
 		},
 		Full:   n.disk.err,
-		Space:  space.Config{Quota: n.cfg.StoreQuota << 20},
 		Logger: n.log.With("part", "store"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", diskFull(err))
 	}
-	if _, pending, err := foundingFile(n.cfg.StateDir).load(); err != nil {
+	if _, _, pending, err := foundingFile(n.cfg.StateDir).load(); err != nil {
 		return nil, err
 	} else if pending {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

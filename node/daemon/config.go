@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
 	"skein.io/skein/gossip/identity"
 	"skein.io/skein/node/cri"
 )
@@ -50,11 +52,12 @@ type Config struct {
 	ServiceCIDR netip.Prefix
 	// ClusterDomain is the DNS domain; a joiner takes the cluster's. Default cluster.local.
 	ClusterDomain string
+	// Sealed are resources that this node, when it serves the API, seals in the store beside Secrets. Default none.
+	Sealed []schema.GroupResource
+	// KeySettle is how long a rotation of the keys waits for requests from before it to end. Default keys.Settle; tests want less.
+	KeySettle time.Duration
 	// EvictionGrace is how long pods stay bound to a dead node. Default 10 s.
 	EvictionGrace time.Duration
-	// StoreQuota bounds what each shard of the store may have in use, in MiB; it should be the same on all nodes. Default 2048,
-	// as etcd; negative: no bound.
-	StoreQuota int64
 	// Helper is the executable that is the runc shim and the CNI plugin. Default: skein-helper beside this executable.
 	Helper string
 	// Out gets what a person should read (the join line). Default: nowhere.
@@ -99,9 +102,6 @@ func (c *Config) setDefaults() {
 	if c.EvictionGrace == 0 {
 		c.EvictionGrace = 10 * time.Second
 	}
-	if c.StoreQuota == 0 {
-		c.StoreQuota = 2048
-	}
 	if c.Helper == "" {
 		if self, err := os.Executable(); err == nil {
 			c.Helper = filepath.Join(filepath.Dir(self), "skein-helper")
@@ -127,9 +127,6 @@ func (c *Config) Validate() error {
 	}
 	if !filepath.IsAbs(c.StateDir) {
 		bad("state directory %q: want an absolute path", c.StateDir)
-	}
-	if c.StoreQuota >= 0 && c.StoreQuota < 16 {
-		bad("store quota %d MiB: want 16 at least, or a negative number for none", c.StoreQuota)
 	}
 	if !filepath.IsAbs(c.CgroupRoot) || filepath.Clean(c.CgroupRoot) == "/" {
 		bad("cgroup root %q: want a path below the root cgroup, as /skein", c.CgroupRoot)

@@ -25,6 +25,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"skein.io/skein/consensus/host"
+	"skein.io/skein/consensus/keyring"
 	"skein.io/skein/gossip/identity"
 	"skein.io/skein/gossip/membership"
 	"skein.io/skein/node/api/front"
@@ -58,6 +59,7 @@ type node struct {
 
 	gossip  *membership.Membership
 	host    *host.Host
+	ring    *keyring.Holder // empty while this node holds no replica
 	api     apiServer
 	front   *front.Front
 	desired *desired.Store

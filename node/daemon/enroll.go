@@ -14,6 +14,7 @@ import (
 
 	"k8s.io/component-base/version"
 
+	"skein.io/skein/consensus/keyring"
 	"skein.io/skein/gossip/identity"
 	"skein.io/skein/node/join"
 )
@@ -45,6 +46,9 @@ func (n *node) enrol(ctx context.Context, in Intent) error {
 		n.log.Info("this node is the first of a new cluster", "cluster", id.ClusterID)
 	}
 	n.id = id
+	if n.ring, err = openRing(n.cfg.StateDir); err != nil {
+		return err
+	}
 	n.hostID, err = hostIDOf(id.Key.Public())
 	return err
 }
@@ -122,6 +126,10 @@ func found(cfg Config, now time.Time) (*identity.Identity, error) {
 	if err != nil {
 		return nil, err
 	}
+	ring, err := keyring.New(rand.Reader, now)
+	if err != nil {
+		return nil, err
+	}
 	id := &identity.Identity{
 		Name: cfg.Name, ClusterID: clusterID, Key: key, Cert: cert, CA: authority.Cert, GossipKey: gossipKey,
 		Cluster: identity.Cluster{
@@ -132,7 +140,7 @@ func found(cfg Config, now time.Time) (*identity.Identity, error) {
 	if err := id.Validate(); err != nil {
 		return nil, err
 	}
-	if err := foundingFile(cfg.StateDir).save(clusterKeys{authority: authority, sa: sa}); err != nil {
+	if err := foundingFile(cfg.StateDir).save(clusterKeys{authority: authority, sa: sa}, ring); err != nil {
 		return nil, err
 	}
 	return id, id.Save(filepath.Join(cfg.StateDir, "identity"))

@@ -35,6 +35,7 @@ func (n *node) lead(ctx context.Context) error {
 func (n *node) reign(ctx context.Context, term uint64) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.runMembers(ctx, term) })
+	g.Go(func() error { return n.runKeys(ctx, term) })
 	g.Go(func() error {
 		srv, keys, err := n.awaitAPI(ctx)
 		if err != nil {

@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"skein.io/skein/consensus/host"
+	"skein.io/skein/consensus/keyring"
 	"skein.io/skein/consensus/members"
 	"skein.io/skein/datapath/loader"
 	"skein.io/skein/node/volume"
@@ -113,6 +114,7 @@ func (n *node) forget() error {
 		errs = append(errs, n.runtime.removeCNI())
 	}
 	errs = append(errs, loader.Detach(filepath.Join(n.cfg.StateDir, "bpf")), volume.RemoveAll(filepath.Join(n.cfg.StateDir, "pods")))
+	errs = append(errs, n.ring.Destroy(), keyring.Destroy(foundingFile(n.cfg.StateDir).path))
 	for _, name := range []string{"identity", "raft", "gossip", "desired.db", "founding.json", "cni"} {
 		errs = append(errs, os.RemoveAll(filepath.Join(n.cfg.StateDir, name)))
 	}

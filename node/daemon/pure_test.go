@@ -1,7 +1,11 @@
 package daemon
 
 import (
+	"bytes"
 	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -16,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/utils/ptr"
 
+	"skein.io/skein/consensus/keyring"
 	"skein.io/skein/datapath/service"
 	"skein.io/skein/gossip/health"
 	"skein.io/skein/gossip/identity"
@@ -158,21 +163,63 @@ func testKeys(t testing.TB) clusterKeys {
 func TestKeysSurviveEncoding(t *testing.T) {
 	k := testKeys(t)
 	f := founding{filepath.Join(t.TempDir(), "founding.json")}
-	if _, pending, err := f.load(); err != nil || pending {
+	if _, _, pending, err := f.load(); err != nil || pending {
 		t.Fatalf("no file: pending %v, %v", pending, err)
 	}
-	if err := f.save(k); err != nil {
+	ring := testRing(t)
+	if err := f.save(k, ring); err != nil {
 		t.Fatal(err)
 	}
-	got, pending, err := f.load()
-	if err != nil || !pending {
-		t.Fatalf("saved file: pending %v, %v", pending, err)
+	got, gotRing, pending, err := f.load()
+	if err != nil || !pending || !gotRing.Equal(ring) {
+		t.Fatalf("saved file: pending %v, ring %v instead of %v, %v", pending, gotRing, ring, err)
 	}
 	if !got.authority.Key.Equal(k.authority.Key) || !got.sa.Equal(k.sa) || !got.authority.Cert.Equal(k.authority.Cert) {
 		t.Error("other keys came back")
 	}
 	if st, err := os.Stat(f.path); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v: others may read the cluster's keys", st.Mode(), err)
+	}
+}
+
+func testRing(t testing.TB) keyring.Ring {
+	t.Helper()
+	r, err := keyring.New(rand.Reader, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestStoredKeysAreSealed(t *testing.T) {
+	k, ring := testKeys(t), testRing(t)
+	sealed, err := k.seal(ring)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := k.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r keysRecord
+	if err := json.Unmarshal(plain, &r); err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range [][]byte{r.CAKey, r.SAKey, []byte(base64.StdEncoding.EncodeToString(r.CAKey))} {
+		if bytes.Contains(sealed, secret) || !bytes.Contains(append(plain, secret...), secret) {
+			t.Error("the stored form has a key in clear")
+		}
+	}
+	for name, b := range map[string][]byte{"sealed": sealed, "of an earlier version": plain} {
+		if got, err := openKeys(b, ring); err != nil || !got.sa.Equal(k.sa) || !got.authority.Key.Equal(k.authority.Key) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := openKeys(sealed, testRing(t)); !errors.Is(err, keyring.ErrUnknownKey) {
+		t.Errorf("another ring: %v", err)
+	}
+	if _, err := decodeKeys([]byte(`{"caKey": SECRET}`)); err == nil || strings.Contains(err.Error(), "SE") {
+		t.Errorf("the error quotes what may be a key: %v", err)
 	}
 }
 

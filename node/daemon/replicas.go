@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -31,6 +32,8 @@ type order struct {
 	Shard   string `json:"shard"`
 	Replica uint64 `json:"replica"`
 	Term    uint64 `json:"term"`
+	// Ring is the cluster's key ring (keyring.Encode), with every order to start: the replica cannot serve without.
+	Ring []byte `json:"ring,omitempty"`
 }
 
 // runMembers keeps the replicas of the store on the right nodes; only the leader runs it.
@@ -73,7 +76,11 @@ func (n *node) storeMembers() (out []members.Node) {
 type orders struct{ n *node }
 
 func (o orders) StartReplica(ctx context.Context, hostID, shard string, replica, term uint64) error {
-	return o.send(ctx, hostID, order{Start: true, Shard: shard, Replica: replica, Term: term})
+	x := order{Start: true, Shard: shard, Replica: replica, Term: term}
+	if ring, _ := o.n.ring.Ring(); !ring.Empty() {
+		x.Ring = ring.Encode()
+	}
+	return o.send(ctx, hostID, x)
 }
 
 func (o orders) StopReplica(ctx context.Context, hostID, shard string, replica, term uint64) error {
@@ -89,30 +96,56 @@ func (o orders) send(ctx context.Context, hostID string, x order) error {
 	if m.Self {
 		return o.n.obey(ctx, x)
 	}
-	b, err := json.Marshal(x)
+	return o.n.call(ctx, m, replicaPath, x, nil)
+}
+
+// call asks another node something over mutual TLS; answer may be nil. The node must be the very one that the store's memberships
+// name (its key is its id there): gossip alone could be told that somebody else has that id.
+func (n *node) call(ctx context.Context, m membership.Member, path string, ask, answer any) error {
+	b, err := json.Marshal(ask)
 	if err != nil {
 		return err
 	}
-	url := "https://" + netip.AddrPortFrom(m.Addr, tagPort(m, membership.TagAgent, agentPort)).String() + replicaPath
+	url := "https://" + netip.AddrPortFrom(m.Addr, tagPort(m, membership.TagAgent, agentPort)).String() + path
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(b))
 	if err != nil {
 		return err
 	}
-	t := &http.Transport{TLSClientConfig: o.n.id.NodeClientTLS(m.Name), DisableKeepAlives: true}
-	resp, err := (&http.Client{Transport: t}).Do(req)
+	cfg := n.id.NodeClientTLS(m.Name)
+	isNode := cfg.VerifyConnection
+	cfg.VerifyConnection = func(state tls.ConnectionState) error {
+		if err := isNode(state); err != nil {
+			return err
+		}
+		is, err := hostIDOf(state.PeerCertificates[0].PublicKey)
+		if err == nil && is != m.Tags[membership.TagID] {
+			err = fmt.Errorf("%w: it is %s, expected %s", identity.ErrWrongPeer, is, m.Tags[membership.TagID])
+		}
+		return err
+	}
+	resp, err := (&http.Client{Transport: &http.Transport{TLSClientConfig: cfg, DisableKeepAlives: true}}).Do(req)
 	if err != nil {
-		return fmt.Errorf("order to node %s: %w", m.Name, err)
+		return fmt.Errorf("call node %s: %w", m.Name, err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode == http.StatusOK {
+	msg, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if err != nil {
+		return fmt.Errorf("call node %s: %w", m.Name, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		e := &client.Error{}
+		if json.Unmarshal(msg, e) != nil || e.Message == "" {
+			e.Message = resp.Status
+		}
+		return fmt.Errorf("node %s refuses: %s", m.Name, e.Message)
+	}
+	if answer == nil {
 		return nil
 	}
-	msg, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
-	e := &client.Error{}
-	if err != nil || json.Unmarshal(msg, e) != nil || e.Message == "" {
-		e.Message = resp.Status
+	if err := json.Unmarshal(msg, answer); err != nil {
+		return fmt.Errorf("node %s gives an answer that cannot be read", m.Name) // it may hold keys
 	}
-	return fmt.Errorf("node %s refuses: %s", m.Name, e.Message)
+	return nil
 }
 
 // obey carries an order out, unless a later leader has given one before.
@@ -124,6 +157,9 @@ func (n *node) obey(ctx context.Context, x order) error {
 		return err
 	}
 	if x.Start {
+		if err := n.takeRing(x.Ring); err != nil {
+			return err
+		}
 		return n.host.StartReplica(ctx, x.Shard, x.Replica)
 	}
 	return n.host.StopReplica(ctx, x.Shard, x.Replica, true)
@@ -132,18 +168,15 @@ func (n *node) obey(ctx context.Context, x order) error {
 // nodeHandler is what other nodes may ask of this one, on the agent's port.
 func (n *node) nodeHandler() http.Handler {
 	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+ringPath, n.serveRing)
 	mux.HandleFunc("POST "+replicaPath, func(w http.ResponseWriter, r *http.Request) {
-		err := errors.New("this connection is not encrypted")
-		if r.TLS != nil {
-			_, err = identity.PeerNode(*r.TLS)
-		}
-		if err != nil {
+		if _, err := peerID(r); err != nil {
 			writeRefusal(w, refusal(http.StatusForbidden, "only nodes of this cluster may give orders: %v", err))
 			return
 		}
 		var x order
 		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&x); err != nil {
-			writeRefusal(w, refusal(http.StatusBadRequest, "order: %v", err))
+			writeRefusal(w, refusal(http.StatusBadRequest, "the order cannot be read")) // the decoder's words may quote a key
 			return
 		}
 		if err := n.obey(r.Context(), x); err != nil {
@@ -156,4 +189,15 @@ func (n *node) nodeHandler() http.Handler {
 		w.WriteHeader(http.StatusOK)
 	})
 	return mux
+}
+
+// peerID is the store's name (NodeHostID) of the node that makes a request, as its certificate proves it.
+func peerID(r *http.Request) (string, error) {
+	if r.TLS == nil {
+		return "", errors.New("this connection is not encrypted")
+	}
+	if _, err := identity.PeerNode(*r.TLS); err != nil {
+		return "", err
+	}
+	return hostIDOf(r.TLS.PeerCertificates[0].PublicKey)
 }

@@ -34,9 +34,11 @@ import (
 	restclient "k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
 
+	"skein.io/skein/consensus/keyring"
 	"skein.io/skein/gossip/identity"
 	"skein.io/skein/node/agent"
 	"skein.io/skein/node/api"
+	"skein.io/skein/node/api/encrypt"
 	"skein.io/skein/node/cri"
 	"skein.io/skein/node/desired"
 )
@@ -96,9 +98,13 @@ func (c *realCluster) startAPI() {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
+	ring, err := keyring.New(rand.Reader, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
 	s, err := api.New(ctx, api.Config{NodeName: "n1", AdvertiseIP: netip.MustParseAddr(nodeAddress),
 		Store:    func(string) *etcdclient.Client { return store },
-		ClientCA: identity.EncodeCert(ca.Cert), SAKey: key,
+		ClientCA: identity.EncodeCert(ca.Cert), SAKey: key, Keys: encrypt.Fixed(ring),
 		KubeletClientCert: func() (*tls.Certificate, error) {
 			crt, err := ca.IssueClient(api.AgentClientUser, nil, time.Hour, time.Now())
 			return &crt, err

@@ -32,11 +32,12 @@ import (
 	"k8s.io/apiserver/pkg/storage/feature"
 	"k8s.io/apiserver/pkg/storage/storagebackend"
 	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
-	"k8s.io/apiserver/pkg/storage/value/encrypt/identity"
 	flowcontrolrequest "k8s.io/apiserver/pkg/util/flowcontrol/request"
 	"k8s.io/client-go/tools/cache"
 	basecompatibility "k8s.io/component-base/compatibility"
 	"k8s.io/kubernetes/pkg/kubeapiserver"
+
+	"skein.io/skein/node/api/encrypt"
 )
 
 // mediaType is what built-in objects are stored as, like upstream's default.
@@ -57,8 +58,11 @@ type Factory struct {
 	life    context.Context // bounds what a new client is asked
 	options *genericoptions.EtcdOptions
 
-	mu     sync.Mutex // guards opened
-	opened []opened
+	transformers *encrypt.Transformers
+
+	mu        sync.Mutex // guards opened and resources
+	opened    []opened
+	resources []opening
 }
 
 // opened is a client in use. There is nothing under key, and it is one of this client's: good to
@@ -69,15 +73,16 @@ type opened struct {
 }
 
 // New prepares a factory for keys below prefix ("/registry"). ctx is the life of the stores made
-// here; bridge is what the components get that insist on dialling.
+// here; bridge is what the components get that insist on dialling; transformers says what is sealed
+// in the store.
 func New(ctx context.Context, clients Clients, prefix string, version basecompatibility.EffectiveVersion, resources *serverstorage.ResourceConfig,
-	count flowcontrolrequest.StorageObjectCountTracker, bridge *Bridge) (*Factory, error) {
+	count flowcontrolrequest.StorageObjectCountTracker, bridge *Bridge, transformers *encrypt.Transformers) (*Factory, error) {
 	o := genericoptions.NewEtcdOptions(storagebackend.NewDefaultConfig(prefix, nil))
 	o.DefaultStorageMediaType = mediaType
 	o.EnableWatchCache = false
 	o.StorageConfig.StorageObjectCountTracker = count
 	o.StorageConfig.Transport = bridge.transport()
-	// Each shard's leader compacts it; counting objects by polling would read it all.
+	// Compact does it once for the cluster; counting objects by polling would read it all.
 	o.StorageConfig.CompactionInterval = 0
 	o.StorageConfig.CountMetricPollPeriod = 0
 	o.StorageConfig.DBMetricPollInterval = 0
@@ -90,12 +95,12 @@ func New(ctx context.Context, clients Clients, prefix string, version basecompat
 		return nil, fmt.Errorf("storage versions: %w", err)
 	}
 	f.StorageConfig.StorageObjectCountTracker = count
-	return &Factory{Storage: f, clients: clients, life: ctx, options: o}, nil
+	return &Factory{Storage: f, clients: clients, life: ctx, options: o, transformers: transformers}, nil
 }
 
 // BuiltIn gives the storages of the built-in resources.
 func (f *Factory) BuiltIn() generic.RESTOptionsGetter {
-	return f.decorated(f.options.CreateRESTOptionsGetter(f.Storage, nil))
+	return f.decorated(f.options.CreateRESTOptionsGetter(f.Storage, f.transformers))
 }
 
 // Extension gives storages whose objects are all encoded by one codec: those of the CRD server
@@ -103,7 +108,7 @@ func (f *Factory) BuiltIn() generic.RESTOptionsGetter {
 func (f *Factory) Extension(codec runtime.Codec, version runtime.GroupVersioner) generic.RESTOptionsGetter {
 	c := f.options.StorageConfig
 	c.Codec, c.EncodeVersioner = codec, version
-	return f.decorated(f.options.CreateRESTOptionsGetter(&genericoptions.SimpleStorageFactory{StorageConfig: c}, nil))
+	return f.decorated(f.options.CreateRESTOptionsGetter(&genericoptions.SimpleStorageFactory{StorageConfig: c}, f.transformers))
 }
 
 func (f *Factory) decorated(g generic.RESTOptionsGetter) generic.RESTOptionsGetter {
@@ -127,24 +132,24 @@ func (f *Factory) open(c *storagebackend.ConfigForResource, resourcePrefix strin
 		return nil, nil, fmt.Errorf("no store for %s, whose keys begin with %s", c.GroupResource, key)
 	}
 	f.note(client.Client, key)
-	transformer := c.Transformer
-	if transformer == nil {
-		transformer = identity.NewEncryptCheckTransformer()
+	o := opening{area{client.Client, key}, c.GroupResource}
+	f.mu.Lock()
+	if !slices.Contains(f.resources, o) {
+		f.resources = append(f.resources, o)
 	}
+	f.mu.Unlock()
 	v := storage.APIObjectVersioner{}
 	s, err := etcd3.New(client, nil, c.Codec, newFunc, newListFunc, path.Join("/", c.Prefix), resourcePrefix,
-		c.GroupResource, transformer, c.LeaseManagerConfig, etcd3.NewDefaultDecoder(c.Codec, v), v)
+		c.GroupResource, c.Transformer, c.LeaseManagerConfig, etcd3.NewDefaultDecoder(c.Codec, v), v)
 	if err != nil {
 		return nil, nil, fmt.Errorf("storage of %s: %w", c.GroupResource, err)
 	}
-	return roomless{s}, s.Close, nil
+	return s, s.Close, nil
 }
 
 // Check asks all stores in use for a key, through their quorums, and names those that fail.
 func (f *Factory) Check(ctx context.Context) error {
-	f.mu.Lock()
-	stores := slices.Clone(f.opened)
-	f.mu.Unlock()
+	stores := f.stores()
 	errs := make([]error, len(stores))
 	var wg sync.WaitGroup
 	for i, o := range stores {
