@@ -384,7 +384,7 @@ func TestRemovedWhileAway(t *testing.T) {
 	if s := c.Nodes[2].Host().Status()[0]; s.Role != host.RoleNone {
 		t.Errorf("after clearing and a restart: %+v", s)
 	}
-	if again := c.Add(bg, 0, 2, true); again <= id {
+	if again := c.AddTo(bg, storetest.Shard, 0, 2, true); again <= id {
 		t.Errorf("replica ID %d after %d", again, id)
 	}
 	put(t, c, 2, "/x", "back")
