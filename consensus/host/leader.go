@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,9 @@ const (
 	revocations = 16
 	// nudgeAfter is how long an heir has to take over before it is told again.
 	nudgeAfter = 30 * time.Millisecond
+	// heirLag is how many entries an heir may be behind: the leader takes no
+	// proposals until it has caught up.
+	heirLag = 1000
 )
 
 // setLeader is called by dragonboat's event goroutine.
@@ -275,12 +279,19 @@ func (r *replica) handOver(ctx context.Context, to uint64) error {
 	if m == nil {
 		return errNothingToHandOver
 	}
+	given := to
 	if to == 0 {
 		to = r.bestHeir(ctx, m)
 	}
 	heir, ok := m.Nodes[to]
 	if !ok || to == r.id {
 		return errNothingToHandOver
+	}
+	if given != 0 {
+		p, err := r.h.Progress(ctx, heir, r.shard.Name)
+		if own := r.machine.Applied(); err != nil || p.Replica != to || p.Applied+heirLag < own {
+			return fmt.Errorf("transfer shard %s to replica %d: it is at %d of %d: %w", r.shard.Name, to, p.Applied, own, cmp.Or(err, errNothingToHandOver))
+		}
 	}
 	// From here on the leader takes no proposals until the heir leads, or for an
 	// election timeout.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"sync"
 	"time"
 
 	"skein.io/skein/consensus/host"
@@ -42,8 +43,25 @@ func (n *node) runMembers(ctx context.Context, term uint64) error {
 	if err != nil {
 		return err
 	}
+	b, err := members.NewBalancer(members.BalancerConfig{Store: n.host, Decisions: m.Decisions, Members: n.storeMembers,
+		RTT: n.rttTo, Logger: n.log.With("part", "members")})
+	if err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { b.Run(ctx) })
 	m.Run(ctx, term)
+	wg.Wait()
 	return nil
+}
+
+// rttTo is gossip's estimate of a round trip to a node of the store.
+func (n *node) rttTo(hostID string) (time.Duration, bool) {
+	m, ok := n.byHostID(hostID)
+	if !ok || m.Self {
+		return 0, false
+	}
+	return n.gossip.RTT(m.Name)
 }
 
 func (n *node) membersManager() (*members.Manager, error) {

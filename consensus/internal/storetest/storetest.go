@@ -330,8 +330,30 @@ func (c *Cluster) AddTo(ctx context.Context, shard string, via, node int, voter 
 		m, err = h.Membership(ctx, shard)
 		must(c.T, err)
 		must(c.T, h.ChangeMembership(ctx, shard, host.Promote, id, n.ID, m.ConfigChangeID))
+		c.known(shard, node)
 	}
 	return id
+}
+
+// known waits until all replicas know that a node votes. A promotion counts for a
+// replica when it hears that it is committed, with the leader's next message: if the
+// leader died before, the others would wait for it.
+func (c *Cluster) known(shard string, node int) {
+	c.T.Helper()
+	for _, n := range c.Nodes {
+		h := n.Host()
+		if h == nil {
+			continue
+		}
+		c.Until("all to know the voter", func() error {
+			for _, s := range h.Status() {
+				if s.Shard == shard && s.Role != host.RoleNone && !slices.ContainsFunc(s.Voters, func(m host.Member) bool { return m.NodeHostID == c.Nodes[node].ID }) {
+					return fmt.Errorf("%s: %+v", n.Name, s)
+				}
+			}
+			return nil
+		})
+	}
 }
 
 // Leader waits for a leader of Shard that has opened its epoch and returns its number.
