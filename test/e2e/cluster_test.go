@@ -31,6 +31,7 @@ func TestCluster(t *testing.T) {
 		{"rollout", w.rollout},
 		{"verbs", w.verbs},
 		{"pods", w.pods},
+		{"workloads", w.workloads},
 		{"crash", w.crash},
 		{"leader kill", w.leaderKill},
 		{"node kill", w.nodeKill},
