@@ -2,14 +2,18 @@ package scheduler
 
 import (
 	"skein.io/skein/scheduler/controller"
+	"skein.io/skein/scheduler/controller/cronjob"
+	"skein.io/skein/scheduler/controller/daemonset"
 	"skein.io/skein/scheduler/controller/deployment"
 	"skein.io/skein/scheduler/controller/endpoints"
 	"skein.io/skein/scheduler/controller/endpointslice"
 	"skein.io/skein/scheduler/controller/garbage"
+	jobs "skein.io/skein/scheduler/controller/job"
 	"skein.io/skein/scheduler/controller/namespace"
 	"skein.io/skein/scheduler/controller/podgc"
 	"skein.io/skein/scheduler/controller/replicaset"
 	"skein.io/skein/scheduler/controller/serviceaccount"
+	"skein.io/skein/scheduler/controller/statefulset"
 )
 
 // Controllers lists everything that the leader runs beside placement. Adding
@@ -20,6 +24,10 @@ func Controllers() []NewController {
 		plain(podgc.New),
 		plain(deployment.New),
 		plain(replicaset.New),
+		plain(statefulset.New),
+		plain(daemonset.New),
+		plain(jobs.New),
+		plain(cronjob.New),
 		plain(endpointslice.New),
 		plain(endpoints.New),
 		plain(serviceaccount.New),

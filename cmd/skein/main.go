@@ -36,6 +36,7 @@ type CLI struct {
 	Token      tokenCmd      `cmd:"" group:"cluster" help:"Join tokens."`
 	Keys       keysCmd       `cmd:"" group:"cluster" help:"The keys that seal Secrets in the store."`
 	Kubeconfig kubeconfigCmd `cmd:"" group:"cluster" help:"Print an administrator's kubeconfig."`
+	Backup     backupCmd     `cmd:"" group:"cluster" help:"Back the whole cluster up into a file, and check such files."`
 	Version    versionCmd    `cmd:"" group:"cluster" help:"Print the version."`
 
 	Get      kubectlCmd `cmd:"" group:"objects" passthrough:"" help:"Show objects (-o wide|json|yaml|name, -n, -l, -w)."`

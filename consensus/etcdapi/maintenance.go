@@ -10,6 +10,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/api/v3/version"
+
+	"skein.io/skein/consensus/mvcc"
 )
 
 // storageVersion is etcd's schema version of the database.
@@ -23,8 +25,8 @@ type maintenanceServer struct {
 	r Replica
 }
 
-// NewMaintenance returns the Maintenance service of a replica. Alarms, the
-// downgrade protocol and what else etcd's cluster version needs do not exist
+// NewMaintenance returns the Maintenance service of a replica. The downgrade
+// protocol and what else etcd's cluster version needs do not exist
 // here; those calls report that there is nothing, or are unimplemented.
 func NewMaintenance(r Replica) pb.MaintenanceServer { return &maintenanceServer{r: r} }
 
@@ -36,6 +38,9 @@ func (s *maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*p
 		Header: header(s.r, m.Rev()), Version: version.Version, StorageVersion: storageVersion,
 		Leader: leader, RaftTerm: term, RaftIndex: m.Applied(), RaftAppliedIndex: m.Applied(),
 		DbSize: total, DbSizeInUse: used, DowngradeInfo: &pb.DowngradeInfo{},
+	}
+	for _, a := range m.Alarms(pb.AlarmType_NONE) {
+		resp.Errors = append(resp.Errors, a.String())
 	}
 	if leader == 0 {
 		resp.Errors = append(resp.Errors, rpctypes.ErrNoLeader.Error())
@@ -53,8 +58,24 @@ func (s *maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*p
 	return resp, nil
 }
 
-func (s *maintenanceServer) Alarm(context.Context, *pb.AlarmRequest) (*pb.AlarmResponse, error) {
-	return &pb.AlarmResponse{Header: header(s.r, s.r.Machine().Rev())}, nil
+func (s *maintenanceServer) Alarm(ctx context.Context, q *pb.AlarmRequest) (*pb.AlarmResponse, error) {
+	if err := mvcc.CheckAlarm(q); err != nil {
+		return nil, Error(err)
+	}
+	if q.Action == pb.AlarmRequest_GET { // not through the log, as in etcd: a read
+		if err := s.r.ReadIndex(ctx); err != nil {
+			return nil, Error(err)
+		}
+		m := s.r.Machine()
+		return &pb.AlarmResponse{Header: header(s.r, m.Rev()), Alarms: m.Alarms(q.Alarm)}, nil
+	}
+	res, err := s.r.Propose(ctx, &pb.InternalRaftRequest{Alarm: q})
+	if err != nil {
+		return nil, Error(err)
+	}
+	resp := res.Resp.(*pb.AlarmResponse)
+	fill(s.r, resp.Header)
+	return resp, nil
 }
 
 func (s *maintenanceServer) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {

@@ -81,6 +81,7 @@ var grpcErrors = map[error]error{
 	etcdmvcc.ErrCompacted:         rpctypes.ErrGRPCCompacted,
 	etcdmvcc.ErrFutureRev:         rpctypes.ErrGRPCFutureRev,
 	etcderrors.ErrKeyNotFound:     rpctypes.ErrGRPCKeyNotFound,
+	etcderrors.ErrNoSpace:         rpctypes.ErrGRPCNoSpace,
 	etcderrors.ErrRequestTooLarge: rpctypes.ErrGRPCRequestTooLarge,
 	lease.ErrLeaseNotFound:        rpctypes.ErrGRPCLeaseNotFound,
 	lease.ErrLeaseExists:          rpctypes.ErrGRPCLeaseExist,

@@ -34,6 +34,7 @@ type callRequest struct {
 	Change Change `json:"change,omitempty"`
 	Target string `json:"target,omitempty"`
 	On     uint64 `json:"on,omitempty"`
+	Stamp  uint64 `json:"stamp,omitempty"` // of the generation, 0 in generation 0
 }
 
 type callResponse struct {
@@ -49,6 +50,9 @@ type callResponse struct {
 	Fence   uint64   `json:"fence,omitempty"`
 
 	Membership *Membership `json:"membership,omitempty"`
+
+	Space *spaceInfo `json:"space,omitempty"`
+	Proof []byte     `json:"proof,omitempty"`
 }
 
 // callCode lets errors keep their identity over the wire.
@@ -61,11 +65,13 @@ const (
 	codeFenced     callCode = "fenced"
 	codeRejected   callCode = "rejected"
 	codeNotLeader  callCode = "not-leader"
+	codeGeneration callCode = "generation"
 )
 
 var callErrors = map[callCode]error{
 	codeNoReplica: ErrNoReplica, codeNotPrimary: lease.ErrNotPrimary, codeNoLease: lease.ErrLeaseNotFound,
 	codeFenced: ErrFenced, codeRejected: ErrChangeRejected, codeNotLeader: errNotLeader,
+	codeGeneration: ErrOtherGeneration,
 }
 
 const (
@@ -74,12 +80,16 @@ const (
 	methodRenew    = "renew"    // renew a lease (primary lessor)
 	methodTTL      = "ttl"      // time to live of a lease (primary lessor)
 	methodCampaign = "campaign" // the leader, Replica, wants this one to take over
+	methodSpace    = "space"    // how large is your database, which are its hashes?
 
 	// Of the cluster's leader.
 	methodFence      = "fence"      // raise the shard's fence to Term
 	methodMembership = "membership" // read the shard's membership
 	methodChange     = "change"     // change it
 	methodTransfer   = "transfer"   // hand the shard's leadership to Replica
+	methodDefrag     = "defrag"     // rewrite the database
+
+	methodGeneration = "generation" // the proof of your generation; asked across generations
 )
 
 // answer runs on the transport's goroutines; cert is the caller's, nil without
@@ -110,6 +120,13 @@ func (h *Host) answer(ctx context.Context, cert *x509.Certificate, b []byte) []b
 }
 
 func (h *Host) handleCall(ctx context.Context, q callRequest) (resp callResponse, err error) {
+	g := h.gen.Load()
+	if q.Method == methodGeneration {
+		return callResponse{Proof: g.proof}, nil
+	}
+	if q.Stamp != g.callStamp() {
+		return resp, ErrOtherGeneration
+	}
 	r := h.replica(shard.ID(q.Shard))
 	if r == nil || !r.started.Load() || r.ctx.Err() != nil {
 		return resp, ErrNoReplica
@@ -139,6 +156,10 @@ func (h *Host) handleCall(ctx context.Context, q callRequest) (resp callResponse
 		r.campaign(q.Replica, q.From)
 	case methodFence, methodMembership, methodChange, methodTransfer:
 		return r.obey(ctx, q)
+	case methodSpace:
+		resp.Space = r.spaceHere()
+	case methodDefrag:
+		err, resp.Space = r.beginDefrag(), r.spaceHere()
 	default:
 		err = fmt.Errorf("unknown method %q", q.Method)
 	}
@@ -154,7 +175,7 @@ func (r *replica) campaign(onBehalfOf uint64, from string) {
 	}
 	r.h.trans.onMsg(raftpb.MessageBatch{
 		DeploymentId: deploymentID, BinVer: raftio.TransportBinVersion,
-		Requests: []raftpb.Message{{Type: raftpb.TimeoutNow, ShardID: uint64(r.shard.ID), To: r.id, From: leader, Term: term}},
+		Requests: []raftpb.Message{{Type: raftpb.TimeoutNow, ShardID: uint64(r.shard.ID), To: r.id, From: leader, Term: RaftTerm(term)}},
 	})
 }
 
@@ -164,7 +185,7 @@ func (h *Host) call(ctx context.Context, nodeHostID string, q callRequest) (resp
 			err = fmt.Errorf("ask node %s (%s): %w", h.cfg.Name(nodeHostID), q.Method, err)
 		}
 	}()
-	q.From = h.NodeHostID()
+	q.From, q.Stamp = h.NodeHostID(), h.gen.Load().callStamp()
 	req, err := json.Marshal(q)
 	if err != nil {
 		return resp, err

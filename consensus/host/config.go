@@ -13,6 +13,7 @@ import (
 
 	"skein.io/skein/consensus/etcdapi"
 	"skein.io/skein/consensus/shard"
+	"skein.io/skein/consensus/space"
 )
 
 // Config of a Host. The zero value of an optional field means its default.
@@ -53,6 +54,11 @@ type Config struct {
 	// Host other than Close. Optional.
 	OnRemoved func(Removed)
 
+	// VerifyGeneration returns the number, above 0, of the generation that a proof is
+	// for, or why it is none of this cluster's (see Host.Adopt). Without it there is
+	// generation 0 alone.
+	VerifyGeneration func(proof []byte) (uint64, error)
+
 	// Full, if set, tells why this node has no room for more data, nil while it has.
 	// Requests made here that make the store grow are refused with it, others are
 	// not, so that things can be deleted. It must be fast. Optional.
@@ -75,6 +81,9 @@ type Config struct {
 	SnapshotEntries    uint64
 	CompactionOverhead uint64
 	MaxLogBytes        uint64
+
+	// Space bounds what the shards hold: quota, compaction, defragmentation.
+	Space space.Config
 
 	// RequestTimeout bounds every request that has no earlier deadline; default
 	// 5 s plus two elections, as etcd.
@@ -103,6 +112,7 @@ func (c *Config) setDefaults() {
 			*p = v
 		}
 	}
+	c.Space.SetDefaults()
 	if c.RequestTimeout == 0 {
 		c.RequestTimeout = 5*time.Second + 2*c.electionTimeout()
 	}
@@ -155,6 +165,9 @@ func (c Config) Validate() error {
 	}
 	if c.RequestTimeout < c.electionTimeout() {
 		bad("RequestTimeout %v is shorter than an election (%v)", c.RequestTimeout, c.electionTimeout())
+	}
+	if err := c.Space.Validate(); err != nil {
+		bad("Space: %w", err)
 	}
 	if len(errs) > 0 {
 		return fmt.Errorf("host config: %w", errors.Join(errs...))

@@ -15,7 +15,7 @@ import (
 // LeaderUpdated implements raftio.IRaftEventListener.
 func (h *Host) LeaderUpdated(i raftio.LeaderInfo) {
 	if r := h.replica(shard.ID(i.ShardID)); r != nil && r.id == i.ReplicaID {
-		r.setLeader(i.LeaderID, i.Term)
+		r.setLeader(i.LeaderID, h.gen.Load().term(i.Term))
 	}
 }
 

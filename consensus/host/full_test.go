@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"skein.io/skein/consensus/mvcc"
 )
 
 // On a full disk things can still be deleted.
@@ -24,7 +26,7 @@ func TestGrows(t *testing.T) {
 		"txn put":     {&pb.InternalRaftRequest{Txn: &pb.TxnRequest{Success: []*pb.RequestOp{del, put}}}, true},
 		"txn or else": {&pb.InternalRaftRequest{Txn: &pb.TxnRequest{Failure: []*pb.RequestOp{put}}}, true},
 	} {
-		if got := grows(c.q); got != c.want {
+		if got := mvcc.Grows(c.q); got != c.want {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}

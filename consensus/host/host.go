@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lni/dragonboat/v4"
@@ -39,6 +40,7 @@ type Host struct {
 	trans *transport
 	ids   *idutil.Generator
 	terms *termFile
+	gen   atomic.Pointer[generation]
 
 	ctx    context.Context // ends when Close begins
 	cancel context.CancelFunc
@@ -46,6 +48,8 @@ type Host struct {
 	opened chan struct{} // closed at the end of New
 	// beforePin lets a test slow a shard's part of a cut down; set before use.
 	beforePin func(shardName string)
+
+	defragging atomic.Bool // a database of this node is being rewritten by order
 
 	// op serialises starting and stopping replicas. It is never taken by a
 	// callback of dragonboat.
@@ -80,9 +84,15 @@ func New(cfg Config) (*Host, error) {
 	if h.terms, err = openTerms(filepath.Join(cfg.Dir, "term")); err != nil {
 		return nil, err
 	}
+	gen, err := loadGeneration(&h.cfg)
+	if err != nil {
+		return nil, err
+	}
+	h.gen.Store(gen)
 	h.reg = newRegistry(cfg.Resolve)
 	h.trans = newTransport(&h.cfg, log)
 	h.trans.onCall, h.trans.onRaft = h.answer, h.heard
+	h.trans.stamp = func() uint64 { return h.gen.Load().stamp }
 	if h.nh, err = newNodeHost(h, raftDir); err != nil {
 		return nil, fmt.Errorf("store in %s: %w", cfg.Dir, err)
 	}
@@ -93,6 +103,7 @@ func New(cfg Config) (*Host, error) {
 		return nil, err
 	}
 	close(h.opened)
+	h.wg.Go(h.defragLoop)
 	return h, nil
 }
 
@@ -317,7 +328,7 @@ func (h *Host) removeData(ctx context.Context, id shard.ID, replicaID uint64) er
 }
 
 func (h *Host) machineDir(id shard.ID, replicaID uint64) string {
-	return filepath.Join(h.cfg.Dir, fmt.Sprintf("shard-%d-replica-%d", id, replicaID))
+	return replicaDir(h.cfg.Dir, id, replicaID)
 }
 
 func (h *Host) replica(id shard.ID) *replica {

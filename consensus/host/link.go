@@ -91,6 +91,10 @@ func (l *link) Close() {
 type messages struct{ link }
 
 func (m *messages) SendMessageBatch(b raftpb.MessageBatch) error {
+	if m.t.muted.Load() {
+		return nil // of a replica that is being given up
+	}
+	b.DeploymentId = m.t.stamp()
 	send := func() error {
 		return m.send(frameBatch, b.SizeUpperLimit(), func(d []byte) int { return len(raftpb.MustMarshalTo(&b, d)) })
 	}
@@ -106,12 +110,16 @@ func (m *messages) SendMessageBatch(b raftpb.MessageBatch) error {
 }
 
 // snapshots is a link for one snapshot.
-type snapshots struct{ link }
+type snapshots struct {
+	link
+	stamp uint64 // of the generation that it began in
+}
 
 func (s *snapshots) SendChunk(c raftpb.Chunk) error {
 	if !s.alive() {
 		return io.ErrUnexpectedEOF
 	}
+	c.DeploymentId = s.stamp
 	return s.send(frameChunk, c.Size(), func(d []byte) int { return len(raftpb.MustMarshalTo(&c, d)) })
 }
 
@@ -137,7 +145,7 @@ func (t *transport) GetConnection(ctx context.Context, target string) (raftio.IC
 }
 
 func (t *transport) GetSnapshotConnection(ctx context.Context, target string) (raftio.ISnapshotConnection, error) {
-	s := &snapshots{link{t: t, target: target}}
+	s := &snapshots{link{t: t, target: target}, t.stamp()}
 	if err := s.connect(ctx); err != nil {
 		return nil, err
 	}

@@ -16,8 +16,6 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/client/v3/kubernetes"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"skein.io/skein/consensus/etcdapi"
 	"skein.io/skein/consensus/mvcc"
@@ -61,6 +59,9 @@ type replica struct {
 	memberKick chan struct{}
 	removal    chan string // the reason, once
 
+	alarmKick   chan struct{} // the shard has reached its limit
+	defragTried atomic.Pointer[time.Time]
+
 	mu      sync.Mutex    // guards leader, term, changed
 	leader  uint64        // replica ID, 0 when unknown
 	term    uint64        // the Raft term in which it leads
@@ -72,7 +73,7 @@ var _ etcdapi.Replica = (*replica)(nil)
 func newReplica(h *Host, s shard.Shard, id uint64) *replica {
 	r := &replica{
 		h: h, shard: s, id: id, log: h.log.With("shard", s.Name, "replica", id),
-		memberKick: make(chan struct{}, 1), removal: make(chan string, 1), changed: make(chan struct{}),
+		memberKick: make(chan struct{}, 1), removal: make(chan string, 1), alarmKick: make(chan struct{}, 1), changed: make(chan struct{}),
 	}
 	r.ctx, r.cancel = context.WithCancel(h.ctx)
 	r.contact.Store(time.Now().UnixNano())
@@ -130,6 +131,7 @@ func (r *replica) start(initial map[uint64]dragonboat.Target, join bool) (err er
 	r.wg.Go(r.holdLoop)
 	r.wg.Go(r.membershipLoop)
 	r.wg.Go(r.logSizeLoop)
+	r.wg.Go(r.spaceLoop)
 	r.h.wg.Go(r.removalLoop)
 	r.wake()
 	return nil
@@ -191,7 +193,7 @@ func (r *replica) SinceContact() time.Duration {
 
 func (r *replica) isReady() bool {
 	leader, _ := r.Leader()
-	return r.ctx.Err() == nil && r.caughtUp.Load() && leader != 0 && r.SinceContact() < 3*r.ElectionTimeout()
+	return r.ctx.Err() == nil && r.caughtUp.Load() && leader != 0 && r.SinceContact() < 3*r.ElectionTimeout() && !r.corrupt()
 }
 
 // wait returns the channel that is closed at the next change of leader or epoch.
@@ -220,12 +222,14 @@ func (r *replica) ticks(ctx context.Context) time.Duration {
 
 // Propose implements etcdapi.Replica.
 func (r *replica) Propose(ctx context.Context, q *pb.InternalRaftRequest) (mvcc.Result, error) {
-	if r.h.cfg.Full != nil && grows(q) {
-		if err := r.h.cfg.Full(); err != nil {
-			return mvcc.Result{}, status.Error(codes.ResourceExhausted, err.Error())
-		}
+	if err := r.checkSpace(q); err != nil {
+		return mvcc.Result{}, err
 	}
-	return r.propose(ctx, q, 0)
+	res, err := r.propose(ctx, q, 0)
+	if errors.Is(err, rpctypes.ErrGRPCNoSpace) {
+		err = r.spaceError()
+	}
+	return res, err
 }
 
 // propose replicates a request and returns its local result. A request that is
@@ -421,22 +425,4 @@ func (r *replica) readIndexOnce(ctx context.Context, changed <-chan struct{}) er
 	case <-r.ctx.Done():
 		return rpctypes.ErrGRPCStopped
 	}
-}
-
-// grows tells whether a request writes a key or a lease.
-func grows(q *pb.InternalRaftRequest) bool {
-	if q.Put != nil || q.LeaseGrant != nil {
-		return true
-	}
-	if q.Txn == nil {
-		return false
-	}
-	for _, ops := range [][]*pb.RequestOp{q.Txn.Success, q.Txn.Failure} {
-		for _, op := range ops {
-			if op.GetRequestPut() != nil || op.GetRequestTxn() != nil {
-				return true
-			}
-		}
-	}
-	return false
 }

@@ -4,6 +4,10 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"skein.io/skein/consensus/mvcc"
 )
 
 // Role of a replica.
@@ -25,6 +29,14 @@ type Member struct {
 	Node       string // its name, as Config.Name says
 }
 
+// Alarm of a shard.
+type Alarm struct {
+	// Kind is NOSPACE: the shard refuses what makes it grow; or CORRUPT: the data of
+	// the replica differs from that of the others.
+	Kind    string
+	Replica uint64
+}
+
 // ShardStatus is what this node knows about a shard, without asking others.
 type ShardStatus struct {
 	Shard   string
@@ -43,6 +55,14 @@ type ShardStatus struct {
 	Epoch, Fence uint64
 	// Size of the database on disk and of what is in use of it, in bytes.
 	Size, SizeInUse int64
+	// Quota bounds SizeInUse, in bytes; negative for none.
+	Quota int64
+	// Alarms that are active, as etcd names them; etcd's alarm list says of whom.
+	Alarms []Alarm
+	// LastCompaction and LastDefrag since this replica started; zero for none.
+	LastCompaction mvcc.Compaction
+	LastDefrag     mvcc.Defrag
+	Defragmenting  bool
 	// Voters and NonVoters by replica ID, as last read.
 	Voters, NonVoters []Member
 }
@@ -68,6 +88,11 @@ func (r *replica) status() ShardStatus {
 		Epoch: r.machine.LeaderTerm(), Fence: r.machine.FenceTerm(),
 	}
 	s.Size, s.SizeInUse = r.machine.Size()
+	s.Quota = r.h.cfg.Space.Quota
+	for _, a := range r.machine.Alarms(pb.AlarmType_NONE) {
+		s.Alarms = append(s.Alarms, Alarm{Kind: a.Alarm.String(), Replica: a.MemberID})
+	}
+	s.LastCompaction, s.LastDefrag, s.Defragmenting = r.machine.LastCompaction(), r.machine.LastDefrag(), r.machine.Defragmenting()
 	m := r.membership.Load()
 	if m == nil {
 		return s

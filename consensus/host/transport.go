@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -58,6 +59,10 @@ type transport struct {
 	log    *slog.Logger
 	onCall func(ctx context.Context, cert *x509.Certificate, req []byte) []byte
 	onRaft func(raftpb.Message)
+	// stamp of messages that may come and go: the generation's.
+	stamp func() uint64
+	// muted drops what is to be sent.
+	muted atomic.Bool
 
 	addr    string
 	onMsg   raftio.MessageHandler
@@ -79,7 +84,7 @@ var (
 )
 
 func newTransport(cfg *Config, log *slog.Logger) *transport {
-	t := &transport{cfg: cfg, log: log, in: map[net.Conn]bool{}}
+	t := &transport{cfg: cfg, log: log, stamp: func() uint64 { return deploymentID }, in: map[net.Conn]bool{}}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t
 }
@@ -214,6 +219,10 @@ func (t *transport) serve(raw net.Conn) error {
 			if err := m.Unmarshal(buf.Bytes()); err != nil {
 				return err
 			}
+			if m.DeploymentId != t.stamp() {
+				return fmt.Errorf("peer %s: %w", m.SourceAddress, ErrOtherGeneration)
+			}
+			m.DeploymentId = deploymentID
 			if t.cfg.Authorize != nil && m.SourceAddress != source {
 				if err := t.cfg.Authorize(cert, m.SourceAddress); err != nil {
 					return fmt.Errorf("peer speaks for %s: %w", m.SourceAddress, err)
@@ -226,6 +235,10 @@ func (t *transport) serve(raw net.Conn) error {
 			if err := k.Unmarshal(buf.Bytes()); err != nil {
 				return err
 			}
+			if k.DeploymentId != t.stamp() {
+				return fmt.Errorf("a snapshot: %w", ErrOtherGeneration)
+			}
+			k.DeploymentId = deploymentID
 			if !t.onChunk(k) {
 				return errors.New("snapshot chunk refused")
 			}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	dsm "github.com/lni/dragonboat/v4/statemachine"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -127,6 +128,9 @@ func (m *Machine) request(c Command) Result {
 	if err := checkRequest(c.Request); err != nil {
 		return Result{Err: err}
 	}
+	if err := m.checkSpace(c.Request); err != nil {
+		return Result{Err: err}
+	}
 	return m.dispatch(c.Request)
 }
 
@@ -150,6 +154,9 @@ func (m *Machine) dispatch(r *pb.InternalRaftRequest) (res Result) {
 	case r.Compaction != nil:
 		res.Compacted, res.Err = m.kv.Compact(traceutil.TODO(), r.Compaction.Revision)
 		res.Resp = &pb.CompactionResponse{Header: m.header()}
+		if res.Err == nil {
+			m.lastCompaction.Store(&Compaction{Revision: r.Compaction.Revision, At: time.Now()})
+		}
 	case r.LeaseGrant != nil:
 		var l *lease.Lease
 		if l, res.Err = m.lessor.Grant(lease.LeaseID(r.LeaseGrant.ID), r.LeaseGrant.TTL); res.Err == nil {
@@ -165,6 +172,8 @@ func (m *Machine) dispatch(r *pb.InternalRaftRequest) (res Result) {
 			}
 		}
 		res.Resp = &pb.LeaseCheckpointResponse{Header: m.header()}
+	case r.Alarm != nil:
+		res.Resp = m.alarm(r.Alarm)
 	default:
 		res.Err = fmt.Errorf("%w: the request is empty or of an unknown kind", ErrBadCommand)
 	}

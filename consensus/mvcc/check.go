@@ -1,6 +1,8 @@
 package mvcc
 
 import (
+	"fmt"
+
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/pkg/v3/adt"
@@ -163,6 +165,16 @@ func writes(ops []*pb.RequestOp) (map[string]bool, adt.IntervalTree, error) {
 	return puts, dels, nil
 }
 
+// CheckAlarm checks a request about alarms.
+func CheckAlarm(r *pb.AlarmRequest) error {
+	_, action := pb.AlarmRequest_AlarmAction_name[int32(r.Action)]
+	_, kind := pb.AlarmType_name[int32(r.Alarm)]
+	if !action || !kind || r.Action == pb.AlarmRequest_ACTIVATE && r.Alarm == pb.AlarmType_NONE {
+		return fmt.Errorf("%w: alarm %v %v", ErrBadCommand, r.Action, r.Alarm)
+	}
+	return nil
+}
+
 // checkRequest is the check of a request that comes out of the log.
 func checkRequest(r *pb.InternalRaftRequest) error {
 	switch {
@@ -172,6 +184,8 @@ func checkRequest(r *pb.InternalRaftRequest) error {
 		return CheckDelete(r.DeleteRange)
 	case r.Txn != nil:
 		return CheckTxn(r.Txn)
+	case r.Alarm != nil:
+		return CheckAlarm(r.Alarm)
 	case r.LeaseCheckpoint != nil:
 		for _, c := range r.LeaseCheckpoint.Checkpoints {
 			if c == nil {

@@ -4,6 +4,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	bolt "go.etcd.io/bbolt"
 	"go.etcd.io/etcd/server/v3/storage/backend"
 )
 
@@ -15,6 +16,8 @@ const maxDirty = 1 << 20
 type dbFile struct {
 	backend.Backend
 	path string
+	bolt *bolt.DB // of Backend; for its statistics
+	page int64    // size of a page in bytes
 	// recording is set on the file in use: its commits save the applied index. The
 	// others hold more or less than what has been applied.
 	recording atomic.Bool
@@ -37,6 +40,21 @@ type database struct {
 }
 
 var _ backend.Backend = (*database)(nil)
+
+// boltTx is what etcd's snapshot is inside: a read transaction of bbolt.
+type boltTx interface {
+	DB() *bolt.DB
+	ForEach(func(name []byte, b *bolt.Bucket) error) error
+}
+
+// take makes b the backend of the file.
+func (f *dbFile) take(b backend.Backend) {
+	f.Backend = b
+	snap := b.Snapshot()
+	f.bolt = snap.(boltTx).DB()
+	f.page = int64(f.bolt.Info().PageSize)
+	_ = snap.Close() // of a read transaction: it cannot fail
+}
 
 func newDatabase(f *dbFile) *database {
 	d := &database{}
@@ -94,8 +112,14 @@ func (d *database) Hash(ignores func(bucket, key []byte) bool) (uint32, error) {
 // Size implements backend.Backend.
 func (d *database) Size() int64 { return d.cur.Load().Size() }
 
-// SizeInUse implements backend.Backend.
-func (d *database) SizeInUse() int64 { return d.cur.Load().SizeInUse() }
+// SizeInUse implements backend.Backend. Unlike etcd's it counts a page as free as
+// soon as the transaction that freed it is committed, and not with the next one:
+// after a compaction there may be none for a long time.
+func (d *database) SizeInUse() int64 {
+	f := d.cur.Load()
+	s := f.bolt.Stats()
+	return max(0, f.Size()-int64(s.FreePageN+s.PendingPageN)*f.page)
+}
 
 // OpenReadTxN implements backend.Backend.
 func (d *database) OpenReadTxN() int64 { return d.cur.Load().OpenReadTxN() }

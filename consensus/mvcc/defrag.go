@@ -196,14 +196,7 @@ func (m *Machine) retire(f *dbFile) {
 // copyFile writes what old holds into a new file, and opens it.
 func (m *Machine) copyFile(ctx context.Context, old *dbFile, path string) (f *dbFile, err error) {
 	snap := old.Snapshot()
-	// etcd's snapshot is a bbolt transaction inside.
-	src, ok := snap.(interface {
-		ForEach(func(name []byte, b *bolt.Bucket) error) error
-	})
-	if !ok {
-		return nil, errors.Join(fmt.Errorf("a snapshot is a %T", snap), snap.Close())
-	}
-	err = copyBuckets(ctx, src.ForEach, path, int(old.SizeInUse()))
+	err = copyBuckets(ctx, snap.(boltTx).ForEach, path, int(old.SizeInUse()))
 	if err = errors.Join(err, snap.Close()); err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/coreos/go-semver/semver"
 	dsm "github.com/lni/dragonboat/v4/statemachine"
 	bolt "go.etcd.io/bbolt"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3alarm"
 	"go.etcd.io/etcd/server/v3/etcdserver/cindex"
 	"go.etcd.io/etcd/server/v3/lease"
 	"go.etcd.io/etcd/server/v3/storage/backend"
@@ -90,6 +91,10 @@ type Machine struct {
 	gen        atomic.Uint64 // newest generation of the file
 	lastDefrag atomic.Pointer[Defrag]
 
+	alarms         atomic.Pointer[v3alarm.AlarmStore]
+	noSpace        atomic.Bool // a NOSPACE alarm is active
+	lastCompaction atomic.Pointer[Compaction]
+
 	retired sync.WaitGroup // replaced files that are being closed
 
 	leader     atomic.Uint64
@@ -126,7 +131,7 @@ func (m *Machine) openFile(path string) *dbFile {
 			m.index.UnsafeSave(tx)
 		}
 	})
-	f.Backend = backend.New(bc)
+	f.take(backend.New(bc))
 	return f
 }
 
@@ -158,6 +163,9 @@ func (m *Machine) Open(<-chan struct{}) (uint64, error) {
 		m.lessor.SetCheckpointer(m.cfg.Checkpoint)
 	}
 	m.loadFences(be)
+	if err := m.loadAlarms(be); err != nil {
+		return 0, fmt.Errorf("mvcc: read the alarms: %w", err)
+	}
 	be.SetTxPostLockInsideApplyHook(m.postLock)
 	m.beMu.Lock()
 	m.be = be

@@ -166,6 +166,9 @@ func (m *Machine) RecoverFromSnapshot(r io.Reader, done <-chan struct{}) error {
 		return fmt.Errorf("mvcc: restore snapshot: %w", err)
 	}
 	m.loadFences(be)
+	if err := m.loadAlarms(be); err != nil {
+		return fmt.Errorf("mvcc: read the alarms of a snapshot: %w", err)
+	}
 	be.SetTxPostLockInsideApplyHook(m.postLock)
 	m.beMu.Lock()
 	m.be = be

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -18,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
 	genericapifilters "k8s.io/apiserver/pkg/endpoints/filters"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
 	genericfilters "k8s.io/apiserver/pkg/server/filters"
@@ -117,8 +119,11 @@ func dropManagedFields(o any) (any, error) {
 func (b *build) genericConfig() *genericapiserver.Config {
 	c := genericapiserver.NewConfig(legacyscheme.Codecs)
 	c.EffectiveVersion = compatibility.DefaultComponentGlobalsRegistry.EffectiveVersionFor(basecompatibility.DefaultKubeComponent)
-	c.LongRunningFunc = genericfilters.BasicLongRunningRequestCheck(
+	upstream := genericfilters.BasicLongRunningRequestCheck(
 		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
+	c.LongRunningFunc = func(r *http.Request, i *apirequest.RequestInfo) bool {
+		return upstream(r, i) || slices.Contains(b.cfg.LongRunning, r.URL.Path)
+	}
 	c.PublicAddress = b.cfg.AdvertiseIP.AsSlice()
 	c.ExternalAddress = netip.AddrPortFrom(b.cfg.AdvertiseIP, b.cfg.AdvertisePort).String()
 	c.MergedResourceConfig = b.resources

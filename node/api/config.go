@@ -80,6 +80,8 @@ type Config struct {
 	// Extra are handlers of paths outside the Kubernetes API, behind authentication and
 	// authorization (as a nonResourceURL). A path that ends in a slash stands for all below it.
 	Extra map[string]http.Handler
+	// LongRunning are paths of Extra whose requests may take any time.
+	LongRunning []string
 	// Public are the same without authentication: each looks after itself.
 	Public map[string]http.Handler
 

@@ -30,8 +30,8 @@ const (
 )
 
 // RunLeaderHooks does what one server of the cluster at a time should do, until ctx ends: it keeps
-// the endpoints of Service default/kubernetes equal to Config.Replicas, fills aggregated ClusterRoles
-// (without that the roles admin, edit and view are empty), and drops old revisions from the stores. It writes only when there is something to do. decorate is applied to the context of
+// the endpoints of Service default/kubernetes equal to Config.Replicas, and fills aggregated ClusterRoles
+// (without that the roles admin, edit and view are empty). It writes only when there is something to do. decorate is applied to the context of
 // each request, as in Loopback.
 func (s *Server) RunLeaderHooks(ctx context.Context, decorate func(context.Context) context.Context) error {
 	client, err := kubernetes.NewForConfig(s.Loopback("skein-kubernetes-service", decorate))
@@ -40,13 +40,6 @@ func (s *Server) RunLeaderHooks(ctx context.Context, decorate func(context.Conte
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() {
-		ctx := ctx
-		if decorate != nil {
-			ctx = decorate(ctx)
-		}
-		s.build.stores.Compact(ctx, func(err error) { s.cfg.Logger.Warn("old revisions stay in the store", "error", err) })
-	})
 	wg.Go(func() { aggregateRoles(ctx, client) })
 	s.followReplicas(ctx, client)
 	return nil

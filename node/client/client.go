@@ -257,6 +257,42 @@ func (c *Client) Kubeconfig(ctx context.Context, server string) (b []byte, err e
 	return b, c.do(ctx, http.MethodGet, "kubeconfig?server="+url.QueryEscape(server), nil, &b)
 }
 
+// BackupPath is where a node hands out backups.
+const BackupPath = "/skein/v1/backup"
+
+// BackupRequest asks for a backup.
+type BackupRequest struct {
+	// Passphrase seals the keys in it; empty: they are in clear.
+	Passphrase string `json:"passphrase,omitempty"`
+}
+
+// Backup streams a backup of the whole cluster. Close it.
+func (c *Client) Backup(ctx context.Context, r BackupRequest) (io.ReadCloser, error) {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+BackupPath, bytes.NewReader(b))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.explain(err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp.Body, nil
+	}
+	defer resp.Body.Close()
+	e := &Error{Code: resp.StatusCode}
+	msg, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil || json.Unmarshal(msg, e) != nil || e.Message == "" {
+		e.Message = "backup: " + resp.Status
+	}
+	return nil, e
+}
+
 // Keys reports the keys that seal the cluster's secrets, by their ids.
 func (c *Client) Keys(ctx context.Context) (k Keys, err error) {
 	return k, c.do(ctx, http.MethodGet, "keys", nil, &k)

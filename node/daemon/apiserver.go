@@ -163,7 +163,10 @@ func (n *node) announceRole() {
 // reportStore says how the replica of a shard is.
 func (n *node) reportStore(s host.ShardStatus) {
 	part := "store/" + s.Shard
+	alarm := alarmOf(s)
 	switch {
+	case alarm != nil:
+		n.parts.set(part, alarm, "")
 	case s.Role == host.RoleNone:
 		n.parts.set(part, nil, "no replica here")
 	case !s.Ready && s.SinceContact > 5*time.Second:
@@ -173,6 +176,19 @@ func (n *node) reportStore(s host.ShardStatus) {
 	default:
 		n.parts.set(part, nil, fmt.Sprintf("%s, revision %d, %d kB", s.Role, s.Revision, s.SizeInUse>>10))
 	}
+}
+
+// alarmOf says what the alarms of a shard mean for this node; nil for nothing.
+func alarmOf(s host.ShardStatus) error {
+	for _, a := range s.Alarms {
+		switch {
+		case a.Kind == "NOSPACE":
+			return fmt.Errorf("the shard is full: %.1f MiB are in use, the limit is %.1f MiB; only deletions are accepted until there is room", float64(s.SizeInUse)/(1<<20), float64(s.Quota)/(1<<20))
+		case a.Kind == "CORRUPT" && a.Replica == s.Replica:
+			return errors.New("the data of this node's replica differs from that of the others: it is not used; take the node out of the cluster and let it join again")
+		}
+	}
+	return nil
 }
 
 // serveAPI builds a server on the local replicas and runs it until ctx or one of them ends.
@@ -193,10 +209,11 @@ func (n *node) serveAPI(ctx context.Context, clients shardClients, changed <-cha
 		ClientCA: keys.authority.CertPEM(), SAKey: keys.sa, Keys: apiKeys{n}, Sealed: n.cfg.Sealed,
 		KubeletClientCert: func() (*tls.Certificate, error) { return agentCert.agentClientCert(keys.authority, time.Now()) },
 		ServiceCIDR:       cluster.ServiceCIDR, DNSServiceIP: cluster.DNS, EvictionGrace: n.cfg.EvictionGrace,
-		Replicas: n.replicaAddrs,
-		Extra:    map[string]http.Handler{"/skein/v1/": n.controlHandler()},
-		Public:   map[string]http.Handler{join.Path: joins},
-		Logger:   n.log.With("part", "api"),
+		Replicas:    n.replicaAddrs,
+		Extra:       map[string]http.Handler{"/skein/v1/": n.controlHandler()},
+		LongRunning: []string{backupPath},
+		Public:      map[string]http.Handler{join.Path: joins},
+		Logger:      n.log.With("part", "api"),
 	})
 	if err != nil {
 		return err

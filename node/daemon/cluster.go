@@ -15,6 +15,7 @@ import (
 	"k8s.io/component-base/version"
 
 	"skein.io/skein/consensus/host"
+	"skein.io/skein/consensus/space"
 	"skein.io/skein/gossip/health"
 	"skein.io/skein/gossip/identity"
 	"skein.io/skein/gossip/membership"
@@ -154,6 +155,7 @@ func (n *node) startHost() (*host.Host, error) {
 			n.logIf("delete the removed replica", r.Clear(context.Background()))
 		},
 		Full:   n.disk.err,
+		Space:  space.Config{Quota: n.cfg.StoreQuota << 20},
 		Logger: n.log.With("part", "store"),
 	})
 	if err != nil {

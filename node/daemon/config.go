@@ -58,6 +58,9 @@ type Config struct {
 	KeySettle time.Duration
 	// EvictionGrace is how long pods stay bound to a dead node. Default 10 s.
 	EvictionGrace time.Duration
+	// StoreQuota bounds what each shard of the store may have in use, in MiB; it should be the same on all nodes. Default 2048,
+	// as etcd; negative: no bound.
+	StoreQuota int64
 	// Helper is the executable that is the runc shim and the CNI plugin. Default: skein-helper beside this executable.
 	Helper string
 	// Out gets what a person should read (the join line). Default: nowhere.
@@ -102,6 +105,9 @@ func (c *Config) setDefaults() {
 	if c.EvictionGrace == 0 {
 		c.EvictionGrace = 10 * time.Second
 	}
+	if c.StoreQuota == 0 {
+		c.StoreQuota = 2048
+	}
 	if c.Helper == "" {
 		if self, err := os.Executable(); err == nil {
 			c.Helper = filepath.Join(filepath.Dir(self), "skein-helper")
@@ -127,6 +133,9 @@ func (c *Config) Validate() error {
 	}
 	if !filepath.IsAbs(c.StateDir) {
 		bad("state directory %q: want an absolute path", c.StateDir)
+	}
+	if c.StoreQuota >= 0 && c.StoreQuota < 16 {
+		bad("store quota %d MiB: want 16 at least, or a negative number for none", c.StoreQuota)
 	}
 	if !filepath.IsAbs(c.CgroupRoot) || filepath.Clean(c.CgroupRoot) == "/" {
 		bad("cgroup root %q: want a path below the root cgroup, as /skein", c.CgroupRoot)

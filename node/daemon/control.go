@@ -63,6 +63,7 @@ func (n *node) controlHandler() http.Handler {
 	handle("GET /skein/v1/keys", n.keysStatus)
 	handle("POST /skein/v1/keys/rotate", n.rotateKeys)
 	handle("POST /skein/v1/leave", n.leave)
+	mux.HandleFunc("POST "+client.BackupPath, n.serveBackup)
 	return mux
 }
 
@@ -88,7 +89,14 @@ func (n *node) serveControl(ctx context.Context) error {
 		l.Close()
 		return err
 	}
-	return serve(ctx, &http.Server{Handler: n.controlHandler(), ReadHeaderTimeout: 10 * time.Second}, l)
+	return serve(ctx, &http.Server{Handler: asRoot(n.controlHandler()), ReadHeaderTimeout: 10 * time.Second}, l)
+}
+
+// asRoot marks the requests as root's.
+func asRoot(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), rootKey{}, true)))
+	})
 }
 
 // serve runs an HTTP server until ctx ends, then gives requests a moment to finish.

@@ -242,6 +242,9 @@ func (n *Node) Start() {
 	n.c.mu.Unlock()
 }
 
+// Config of the node's host, for its next start.
+func (n *Node) Config() *host.Config { return &n.cfg }
+
 // Host is the node's running host; nil when it is stopped.
 func (n *Node) Host() *host.Host {
 	n.c.mu.Lock()

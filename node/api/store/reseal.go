@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -69,6 +70,13 @@ type area struct {
 type opening struct {
 	area
 	resource schema.GroupResource
+}
+
+// stores gives each client once.
+func (f *Factory) stores() []opened {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.opened)
 }
 
 func (f *Factory) areas(all bool) (out []area) {

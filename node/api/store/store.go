@@ -82,7 +82,7 @@ func New(ctx context.Context, clients Clients, prefix string, version basecompat
 	o.EnableWatchCache = false
 	o.StorageConfig.StorageObjectCountTracker = count
 	o.StorageConfig.Transport = bridge.transport()
-	// Compact does it once for the cluster; counting objects by polling would read it all.
+	// Each shard's leader compacts it; counting objects by polling would read it all.
 	o.StorageConfig.CompactionInterval = 0
 	o.StorageConfig.CountMetricPollPeriod = 0
 	o.StorageConfig.DBMetricPollInterval = 0
@@ -144,12 +144,14 @@ func (f *Factory) open(c *storagebackend.ConfigForResource, resourcePrefix strin
 	if err != nil {
 		return nil, nil, fmt.Errorf("storage of %s: %w", c.GroupResource, err)
 	}
-	return s, s.Close, nil
+	return roomless{s}, s.Close, nil
 }
 
 // Check asks all stores in use for a key, through their quorums, and names those that fail.
 func (f *Factory) Check(ctx context.Context) error {
-	stores := f.stores()
+	f.mu.Lock()
+	stores := slices.Clone(f.opened)
+	f.mu.Unlock()
 	errs := make([]error, len(stores))
 	var wg sync.WaitGroup
 	for i, o := range stores {

@@ -15,6 +15,8 @@ import (
 
 	"skein.io/skein/scheduler/controller/controllertest"
 	"skein.io/skein/scheduler/controller/replicaset"
+
+	"skein.io/skein/scheduler/controller/history"
 )
 
 // nodes plays the agents: pods become ready some seconds after they were made.
@@ -183,7 +185,7 @@ func TestDeadlinePassesInTime(t *testing.T) {
 func TestANameThatIsTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := deployment(1, "1", "0")
-		taken := &appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "web-" + templateHash(&d.Spec.Template, nil), UID: "other", ResourceVersion: "4"},
+		taken := &appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "web-" + history.Hash(&d.Spec.Template, nil), UID: "other", ResourceVersion: "4"},
 			Spec: appsv1.ReplicaSetSpec{Replicas: new(int32), Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"x": "y"}}}}
 		client := controllertest.NewClient(d, taken)
 		controllertest.Start(t, client, nil, New)

@@ -16,6 +16,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"skein.io/skein/scheduler/controller/history"
 )
 
 var t0 = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -189,10 +191,10 @@ func TestHistoryIsBounded(t *testing.T) {
 
 func TestHashAndName(t *testing.T) {
 	a, b := template("1"), template("2")
-	if templateHash(&a, nil) == templateHash(&b, nil) || templateHash(&a, nil) == templateHash(&a, new(int32(1))) || templateHash(&a, nil) != templateHash(&a, nil) {
+	if history.Hash(&a, nil) == history.Hash(&b, nil) || history.Hash(&a, nil) == history.Hash(&a, new(int32(1))) || history.Hash(&a, nil) != history.Hash(&a, nil) {
 		t.Error("the hash does not follow from template and collisions")
 	}
-	if n := setName(strings.Repeat("x", 253), "abc"); len(n) != 253 || !strings.HasSuffix(n, "-abc") {
+	if n := history.Name(strings.Repeat("x", 253), "abc"); len(n) != 253 || !strings.HasSuffix(n, "-abc") {
 		t.Errorf("name of %d characters: %s", len(n), n)
 	}
 }

@@ -1,9 +1,7 @@
 package deployment
 
 import (
-	"encoding/binary"
 	"fmt"
-	"hash/fnv"
 	"maps"
 	"strconv"
 	"strings"
@@ -12,9 +10,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/rand"
-	"k8s.io/apimachinery/pkg/util/validation"
-	"k8s.io/utils/dump"
+
+	"skein.io/skein/scheduler/controller/history"
 )
 
 // Annotations of ReplicaSets (the first of Deployments, too) that kubectl
@@ -126,7 +123,7 @@ func (r *rollout) ensureNew() {
 	}
 	d := r.d
 	template := *d.Spec.Template.DeepCopy()
-	hash := templateHash(&template, d.Status.CollisionCount)
+	hash := history.Hash(&template, d.Status.CollisionCount)
 	template.Labels = maps.Clone(template.Labels)
 	if template.Labels == nil {
 		template.Labels = map[string]string{}
@@ -140,7 +137,7 @@ func (r *rollout) ensureNew() {
 	r.new = &appsv1.ReplicaSet{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace:       d.Namespace,
-			Name:            setName(d.Name, hash),
+			Name:            history.Name(d.Name, hash),
 			Labels:          maps.Clone(template.Labels),
 			Annotations:     map[string]string{},
 			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(d, kind)},
@@ -159,27 +156,6 @@ func (r *rollout) ensureNew() {
 		r.noteProgress(&d.Status, reasonCreated, fmt.Sprintf("Created new replica set %q", r.new.Name))
 	}
 	r.out.create = r.new
-}
-
-// templateHash is upstream's ComputeHash (32 bit FNV-1a over the template's
-// canonical dump and the collision count), so that objects keep their names.
-func templateHash(t *corev1.PodTemplateSpec, collisions *int32) string {
-	h := fnv.New32a()
-	fmt.Fprintf(h, "%v", dump.ForHash(*t))
-	if collisions != nil {
-		var b [8]byte
-		binary.LittleEndian.PutUint32(b[:], uint32(*collisions))
-		h.Write(b[:])
-	}
-	return rand.SafeEncodeString(fmt.Sprint(h.Sum32()))
-}
-
-// setName is the Deployment's name, shortened where needed, and the hash.
-func setName(deployment, hash string) string {
-	if room := validation.DNS1123SubdomainMaxLength - 1 - len(hash); len(deployment) > room {
-		deployment = deployment[:room]
-	}
-	return deployment + "-" + hash
 }
 
 // sameTemplate compares templates without the label that carries the hash.
