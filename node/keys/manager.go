@@ -82,7 +82,7 @@ const (
 	// progressEvery is how often the progress of resealing is written to the store.
 	progressEvery = 2 * time.Second
 	// keepRetired is how many retired keys the record remembers, for replicas that come back late.
-	keepRetired = 16
+	keepRetired = keyring.MaxKeys
 	// idleLook is how often a Manager without work looks, should it have missed a change.
 	idleLook = time.Minute
 )
@@ -273,7 +273,14 @@ func (m *Manager) act(ctx context.Context, s Step, o Observed, revision int64) e
 	case Retire:
 		return m.change(ctx, o, revision, func(r *Record) {
 			r.Rotation.Phase, r.Rotation.Waits = Retiring, ""
-			r.retire(Retired{Key: r.Rotation.From, Revisions: o.Usage.Revisions})
+			// The old key, and any other that a leader made and did not live to name: all values have been counted, none needs them.
+			for _, m := range o.Members {
+				for _, k := range m.Keys {
+					if k != r.Primary {
+						r.retire(Retired{Key: k, Revisions: o.Usage.Revisions})
+					}
+				}
+			}
 		})
 	case Finish:
 		return m.change(ctx, o, revision, func(r *Record) {

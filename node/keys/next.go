@@ -176,7 +176,7 @@ func retiring(o Observed, r Rotation) Step {
 	for _, m := range o.Members {
 		if m.Silent != "" {
 			keep = append(keep, m.Node+" ("+m.Silent+")")
-		} else if slices.Contains(m.Keys, r.From) {
+		} else if slices.ContainsFunc(m.Keys, func(k string) bool { return k != r.To }) {
 			keep = append(keep, m.Node)
 		}
 	}
