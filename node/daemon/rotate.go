@@ -116,7 +116,7 @@ func (n *node) follower(clients shardClients, changed <-chan struct{}) *keys.Fol
 		},
 		Compacted: func(ctx context.Context, shard string, revision int64) (bool, error) {
 			c, ok := n.host.Client(shard)
-			if !ok {
+			if !ok || revision <= 1 { // no copy, or nothing was before
 				return true, nil
 			}
 			// A key that exists nowhere, at the revision before, from this node's own copy.
