@@ -5,6 +5,7 @@ import (
 	"skein.io/skein/scheduler/controller/cronjob"
 	"skein.io/skein/scheduler/controller/daemonset"
 	"skein.io/skein/scheduler/controller/deployment"
+	"skein.io/skein/scheduler/controller/disruption"
 	"skein.io/skein/scheduler/controller/endpoints"
 	"skein.io/skein/scheduler/controller/endpointslice"
 	"skein.io/skein/scheduler/controller/garbage"
@@ -24,10 +25,12 @@ func Controllers() []NewController {
 		plain(podgc.New),
 		plain(deployment.New),
 		plain(replicaset.New),
+		plain(replicaset.NewReplication),
 		plain(statefulset.New),
 		plain(daemonset.New),
 		plain(jobs.New),
 		plain(cronjob.New),
+		plain(disruption.New),
 		plain(endpointslice.New),
 		plain(endpoints.New),
 		plain(serviceaccount.New),

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"skein.io/skein/scheduler/controller"
@@ -134,8 +135,8 @@ func restarts(pod *corev1.Pod) (regular, sidecar int32) {
 	return regular, sidecar
 }
 
-// podFor returns the pod that rs's template describes.
-func podFor(rs *appsv1.ReplicaSet) *corev1.Pod {
+// podFor returns the pod that rs's template describes; kind is what rs is to the API.
+func podFor(rs *appsv1.ReplicaSet, kind schema.GroupVersionKind) *corev1.Pod {
 	t := rs.Spec.Template.DeepCopy()
 	// The name of the set as prefix, if that can be a pod's name.
 	prefix := rs.Name + "-"

@@ -1,9 +1,13 @@
-// Package replicaset keeps as many pods alive as each ReplicaSet asks for.
+// Package replicaset keeps as many pods alive as each ReplicaSet asks for, and as
+// each ReplicationController, which is an older form of the same thing.
 //
-// Inputs: ReplicaSets, Pods. Outputs: creates and deletes Pods; sets and clears
-// the controller reference of Pods that its selector matches or no longer
-// matches; ReplicaSet status; events SuccessfulCreate, FailedCreate,
-// SuccessfulDelete and FailedDelete on the ReplicaSet.
+// Inputs: ReplicaSets or ReplicationControllers, Pods. Outputs: creates and
+// deletes Pods; sets and clears the controller reference of Pods that its
+// selector matches or no longer matches; the status of the set; events
+// SuccessfulCreate, FailedCreate, SuccessfulDelete and FailedDelete on it.
+//
+// There is one controller for each of the two kinds. ReplicationControllers are
+// seen as ReplicaSets (source), so that all that follows is the same.
 //
 // It never acts on a view that does not show its own creations and deletions
 // yet (controller.Ledger), so it neither overshoots nor deletes twice. What to
@@ -12,6 +16,7 @@ package replicaset
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -22,7 +27,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
-	appslisters "k8s.io/client-go/listers/apps/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
@@ -31,7 +35,6 @@ import (
 )
 
 const (
-	name    = "replicaset"
 	workers = 4
 	// burst bounds how many pods one sync creates or deletes; the rest follows in
 	// the next sync. Upstream's BurstReplicas.
@@ -43,14 +46,11 @@ const (
 	lagRecheck = time.Second
 )
 
-var kind = appsv1.SchemeGroupVersion.WithKind("ReplicaSet")
-
 type replicaSets struct {
 	controller.Deps
+	source
 	queue   *controller.Queue[string]
-	rsInf   cache.SharedIndexInformer
 	podInf  cache.SharedIndexInformer
-	sets    appslisters.ReplicaSetLister
 	ledger  *controller.Ledger
 	events  record.EventRecorder
 	initErr error
@@ -58,25 +58,29 @@ type replicaSets struct {
 
 // New returns the ReplicaSet controller.
 func New(deps controller.Deps) controller.Controller {
-	deps = deps.WithDefaults()
-	sets, pods := deps.Factory.Apps().V1().ReplicaSets(), deps.Factory.Core().V1().Pods()
-	c := &replicaSets{
-		Deps:   deps,
-		queue:  controller.NewQueue[string](name, deps.Clock),
-		rsInf:  sets.Informer(),
-		podInf: pods.Informer(),
-		sets:   sets.Lister(),
-		ledger: controller.NewLedger(pods.Informer().GetIndexer()),
-		events: deps.Recorder("replicaset-controller"),
-	}
-	c.initErr = controller.EnsureIndexes(c.rsInf, controller.IndexController)
-	if c.initErr == nil {
-		c.initErr = controller.EnsureIndexes(c.podInf, controller.IndexController)
-	}
-	return c
+	return newController(deps.WithDefaults(), replicaSetSource)
 }
 
-func (c *replicaSets) Name() string { return name }
+// NewReplication returns the ReplicationController controller.
+func NewReplication(deps controller.Deps) controller.Controller {
+	return newController(deps.WithDefaults(), replicationSource)
+}
+
+func newController(deps controller.Deps, from func(controller.Deps) source) controller.Controller {
+	src, pods := from(deps), deps.Factory.Core().V1().Pods()
+	return &replicaSets{
+		Deps:   deps,
+		source: src,
+		queue:  controller.NewQueue[string](src.name, deps.Clock),
+		podInf: pods.Informer(),
+		ledger: controller.NewLedger(pods.Informer().GetIndexer()),
+		events: deps.Recorder(src.component),
+		initErr: errors.Join(controller.EnsureIndexes(src.rsInf, controller.IndexController),
+			controller.EnsureIndexes(pods.Informer(), controller.IndexController)),
+	}
+}
+
+func (c *replicaSets) Name() string { return c.name }
 
 func (c *replicaSets) Run(ctx context.Context) error {
 	if c.initErr != nil {
@@ -89,6 +93,7 @@ func (c *replicaSets) Run(ctx context.Context) error {
 			controller.On(c.rsInf, c.setChanged),
 			controller.On(c.podInf, c.podChanged),
 		},
+		Own:    c.own,
 		Sync:   c.sync,
 		Logger: c.Logger,
 	})
@@ -132,7 +137,7 @@ func (c *replicaSets) podChanged(old, cur *corev1.Pod) {
 }
 
 func (c *replicaSets) controlling(namespace string, ref *metav1.OwnerReference) *appsv1.ReplicaSet {
-	if ref.Kind != kind.Kind {
+	if ref.Kind != c.kind.Kind {
 		return nil
 	}
 	rs, err := c.sets.ReplicaSets(namespace).Get(ref.Name)
@@ -158,7 +163,7 @@ func (c *replicaSets) sync(ctx context.Context, key string) error {
 	selector, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector)
 	if err != nil {
 		// Validation refuses such a selector; nothing to do until it changes.
-		c.Logger.Error("selector of a ReplicaSet cannot be read", "replicaset", key, "err", err)
+		c.Logger.Error("selector cannot be read", "kind", c.kind.Kind, "object", key, "err", err)
 		return nil
 	}
 	all, err := controller.Controlled[*corev1.Pod](c.podInf.GetIndexer(), rs.Namespace, rs.UID)
@@ -193,10 +198,8 @@ func (c *replicaSets) sync(ctx context.Context, key string) error {
 
 func (c *replicaSets) claim(ctx context.Context, rs *appsv1.ReplicaSet, selector labels.Selector, pods []*corev1.Pod) ([]*corev1.Pod, error) {
 	return controller.Claim(ctx, rs, controller.PlanClaims(rs, selector, pods), controller.Claimer{
-		Kind: kind,
-		Fresh: func(ctx context.Context) (metav1.Object, error) {
-			return c.Client.AppsV1().ReplicaSets(rs.Namespace).Get(ctx, rs.Name, metav1.GetOptions{})
-		},
+		Kind:  c.kind,
+		Fresh: func(ctx context.Context) (metav1.Object, error) { return c.fresh(ctx, rs) },
 		Patch: func(ctx context.Context, pod string, patch []byte) error {
 			_, err := c.Client.CoreV1().Pods(rs.Namespace).Patch(ctx, pod, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
 			return err
@@ -241,7 +244,7 @@ func (c *replicaSets) siblings(rs *appsv1.ReplicaSet) ([]*corev1.Pod, error) {
 // create makes n pods in batches that double as long as all of one succeed:
 // where every creation is refused, a large ReplicaSet must not ask a thousand times.
 func (c *replicaSets) create(ctx context.Context, key string, rs *appsv1.ReplicaSet, n int) error {
-	pod := podFor(rs)
+	pod := podFor(rs, c.kind)
 	for batch := 1; n > 0; batch *= 2 {
 		size := min(batch, n)
 		errs := make([]error, size)
@@ -265,11 +268,11 @@ func (c *replicaSets) createOne(ctx context.Context, key string, rs *appsv1.Repl
 	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
 		return nil // whatever is tried here fails, and soon this set is gone as well
 	case err != nil:
-		c.events.Eventf(rs, corev1.EventTypeWarning, "FailedCreate", "Error creating: %v", err)
+		c.events.Eventf(c.reference(rs), corev1.EventTypeWarning, "FailedCreate", "Error creating: %v", err)
 		return err
 	}
 	c.ledger.Wrote(key, made, c.Clock.Now())
-	c.events.Eventf(rs, corev1.EventTypeNormal, "SuccessfulCreate", "Created pod: %v", made.Name)
+	c.events.Eventf(c.reference(rs), corev1.EventTypeNormal, "SuccessfulCreate", "Created pod: %v", made.Name)
 	return nil
 }
 
@@ -283,12 +286,12 @@ func (c *replicaSets) remove(ctx context.Context, key string, rs *appsv1.Replica
 		switch {
 		case err == nil:
 			c.ledger.Deleted(key, pod, c.Clock.Now())
-			c.events.Eventf(rs, corev1.EventTypeNormal, "SuccessfulDelete", "Deleted pod: %v", pod.Name)
+			c.events.Eventf(c.reference(rs), corev1.EventTypeNormal, "SuccessfulDelete", "Deleted pod: %v", pod.Name)
 		case apierrors.IsNotFound(err):
 			// Gone already; wait until the view shows that too.
 			c.ledger.Deleted(key, pod, c.Clock.Now())
 		default:
-			c.events.Eventf(rs, corev1.EventTypeWarning, "FailedDelete", "Error deleting: %v", err)
+			c.events.Eventf(c.reference(rs), corev1.EventTypeWarning, "FailedDelete", "Error deleting: %v", err)
 			errs[i] = fmt.Errorf("unable to delete pods: %w", err)
 		}
 	})
@@ -296,17 +299,20 @@ func (c *replicaSets) remove(ctx context.Context, key string, rs *appsv1.Replica
 }
 
 func (c *replicaSets) updateStatus(ctx context.Context, rs *appsv1.ReplicaSet, status appsv1.ReplicaSetStatus) error {
+	if !c.countsTerminating {
+		status.TerminatingReplicas = nil
+	}
 	if equality.Semantic.DeepEqual(rs.Status, status) {
 		return nil
 	}
 	upd := rs.DeepCopy()
 	upd.Status = status
-	_, err := c.Client.AppsV1().ReplicaSets(rs.Namespace).UpdateStatus(ctx, upd, metav1.UpdateOptions{})
+	err := c.putStatus(ctx, upd)
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("update status of ReplicaSet %s/%s: %w", rs.Namespace, rs.Name, err)
+		return fmt.Errorf("update status of %s %s/%s: %w", c.kind.Kind, rs.Namespace, rs.Name, err)
 	}
 	return nil
 }
