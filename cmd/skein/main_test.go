@@ -141,13 +141,14 @@ pod-cidr: 10.9.0.0/30
 service-cidr: 10.8.0.0/30
 cluster-domain: example.org
 eviction-grace: -5s
+voter-replace-after: 1s
 log-level: warn
 token: skein1.a.b.c
 `), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	code, _, errOut := capture(t, "--config", path, "up")
-	for _, want := range []string{`"not_valid"`, `"tcp://nowhere"`, `cgroup root "/"`, "10.9.0.0/30", "10.8.0.0/30", "eviction grace -5s"} {
+	for _, want := range []string{`"not_valid"`, `"tcp://nowhere"`, `cgroup root "/"`, "10.9.0.0/30", "10.8.0.0/30", "eviction grace -5s", "dead voter after 1s"} {
 		if code != 1 || !strings.Contains(errOut, want) {
 			t.Errorf("exit %d without %s: %s", code, want, errOut)
 		}

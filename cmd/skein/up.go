@@ -21,7 +21,8 @@ type nodeFlags struct {
 	Address       string            `help:"IPv4 address that other nodes reach this one at (default: the one towards the default route)." env:"SKEIN_ADDRESS"`
 	Zone          string            `help:"Failure zone of the node: voters and pods spread over zones." env:"SKEIN_ZONE"`
 	Label         map[string]string `help:"Labels of the node (KEY=VALUE)." env:"SKEIN_LABELS" mapsep:","`
-	Voter         string            `help:"Whether this node may hold a vote in the store: auto, never or prefer." enum:"auto,never,prefer" env:"SKEIN_VOTER" default:"auto"`
+	Voter         string            `help:"Whether this node may hold a vote in the store: auto, never or prefer. Sets the label skein.io/voter, which can be changed later." enum:"auto,never,prefer" env:"SKEIN_VOTER" default:"auto"`
+	ReplaceAfter  time.Duration     `name:"voter-replace-after" help:"How long a voter may be dead before a spare takes its place." env:"SKEIN_VOTER_REPLACE_AFTER" default:"30s"`
 	Profile       string            `help:"Network profile of the failure detector: lan or edge, for slow links (first node only)." enum:"lan,edge" env:"SKEIN_PROFILE" default:"lan"`
 	CRIEndpoint   string            `name:"cri-endpoint" help:"Socket of a CRI runtime to use instead of the embedded containerd (unix:///run/containerd/containerd.sock)." env:"SKEIN_CRI_ENDPOINT"`
 	CNIDir        string            `name:"cni-dir" help:"Where the runtime of --cri-endpoint reads network configurations: the node's is put there (default: what the runtime says, or /etc/cni/net.d)." type:"path" env:"SKEIN_CNI_DIR"`
@@ -47,7 +48,7 @@ func (f *nodeFlags) config() (daemon.Config, error) {
 	c := daemon.Config{
 		Name: strings.ToLower(f.Name), StateDir: f.StateDir, Zone: f.Zone, Labels: f.Label, Voter: f.Voter, Profile: f.Profile,
 		CRIEndpoint: f.CRIEndpoint, CNIDir: f.CNIDir, CNIBinDir: f.CNIBinDir, CgroupRoot: f.CgroupRoot, ServiceCgroup: f.ServiceCgroup, Uplink: f.Uplink, ClusterDomain: f.ClusterDomain,
-		EvictionGrace: f.EvictionGrace, StoreQuota: f.StoreQuota, KeySettle: f.KeySettle, Out: os.Stdout,
+		EvictionGrace: f.EvictionGrace, StoreQuota: f.StoreQuota, KeySettle: f.KeySettle, ReplaceAfter: f.ReplaceAfter, Out: os.Stdout,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	}
 	for _, r := range f.Seal {

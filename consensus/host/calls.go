@@ -53,6 +53,22 @@ type callResponse struct {
 
 	Space *spaceInfo `json:"space,omitempty"`
 	Proof []byte     `json:"proof,omitempty"`
+	Yes   bool       `json:"yes,omitempty"`
+
+	Shards map[uint64]callProgress `json:"shards,omitempty"`
+	Disk   callDisk                `json:"disk,omitzero"`
+}
+
+type callProgress struct {
+	Replica uint64 `json:"replica"`
+	Applied uint64 `json:"applied"`
+	Ready   bool   `json:"ready,omitempty"`
+}
+
+type callDisk struct {
+	SyncMicros int64 `json:"syncMicros,omitempty"`
+	Slow       bool  `json:"slow,omitempty"`
+	ForSeconds int64 `json:"forSeconds,omitempty"`
 }
 
 // callCode lets errors keep their identity over the wire.
@@ -66,12 +82,14 @@ const (
 	codeRejected   callCode = "rejected"
 	codeNotLeader  callCode = "not-leader"
 	codeGeneration callCode = "generation"
+	codeStranger   callCode = "not-a-member"
 )
 
 var callErrors = map[callCode]error{
 	codeNoReplica: ErrNoReplica, codeNotPrimary: lease.ErrNotPrimary, codeNoLease: lease.ErrLeaseNotFound,
 	codeFenced: ErrFenced, codeRejected: ErrChangeRejected, codeNotLeader: errNotLeader,
 	codeGeneration: ErrOtherGeneration,
+	codeStranger:   errNotAMember,
 }
 
 const (
@@ -90,6 +108,8 @@ const (
 	methodDefrag     = "defrag"     // rewrite the database
 
 	methodGeneration = "generation" // the proof of your generation; asked across generations
+	methodMember     = "member"     // is Replica on Node a member?
+	methodState      = "state"      // the progress of all shards, and the disk
 )
 
 // answer runs on the transport's goroutines; cert is the caller's, nil without
@@ -127,11 +147,22 @@ func (h *Host) handleCall(ctx context.Context, q callRequest) (resp callResponse
 	if q.Stamp != g.callStamp() {
 		return resp, ErrOtherGeneration
 	}
+	if q.Method == methodState {
+		return h.state(), nil
+	}
 	r := h.replica(shard.ID(q.Shard))
 	if r == nil || !r.started.Load() || r.ctx.Err() != nil {
 		return resp, ErrNoReplica
 	}
 	switch q.Method {
+	case methodRenew, methodTTL, methodCampaign:
+		if err := h.mayAsk(q.Shard, q.From); err != nil {
+			return resp, err
+		}
+	}
+	switch q.Method {
+	case methodMember:
+		resp.Yes, err = r.isMember(ctx, q.Replica, q.Target)
 	case methodRemoved:
 		// A removal is for ever, so an old copy that has it is as good as a new one.
 		m := r.membership.Load()
@@ -213,11 +244,6 @@ func (h *Host) call(ctx context.Context, nodeHostID string, q callRequest) (resp
 	return resp, nil
 }
 
-func (h *Host) askRemoved(ctx context.Context, nodeHostID string, shardID, replicaID uint64) (bool, error) {
-	resp, err := h.call(ctx, nodeHostID, callRequest{Method: methodRemoved, Shard: shardID, Replica: replicaID})
-	return resp.Removed, err
-}
-
 // Progress of a replica.
 type Progress struct {
 	Replica uint64
@@ -243,6 +269,41 @@ func (h *Host) Progress(ctx context.Context, nodeHostID, shardName string) (Prog
 		resp, err = h.call(ctx, nodeHostID, q)
 	}
 	return Progress{Replica: resp.Replica, Applied: resp.Applied, Ready: resp.Ready}, err
+}
+
+// NodeState is what a node says of its replicas, by shard, and of its disk.
+type NodeState struct {
+	Shards map[string]Progress
+	Disk   Disk
+}
+
+// NodeState asks a node for the progress of all its replicas, in one call.
+func (h *Host) NodeState(ctx context.Context, nodeHostID string) (NodeState, error) {
+	resp, err := h.state(), error(nil)
+	if nodeHostID != h.NodeHostID() {
+		if resp, err = h.call(ctx, nodeHostID, callRequest{Method: methodState}); err != nil {
+			return NodeState{}, err
+		}
+	}
+	s := NodeState{Shards: map[string]Progress{}, Disk: Disk{
+		Sync: time.Duration(resp.Disk.SyncMicros) * time.Microsecond, Slow: resp.Disk.Slow, Since: time.Duration(resp.Disk.ForSeconds) * time.Second}}
+	for _, x := range h.cfg.Shards.Shards() {
+		if p, ok := resp.Shards[uint64(x.ID)]; ok {
+			s.Shards[x.Name] = Progress(p)
+		}
+	}
+	return s, nil
+}
+
+func (h *Host) state() callResponse {
+	d := h.Disk()
+	resp := callResponse{Shards: map[uint64]callProgress{}, Disk: callDisk{SyncMicros: d.Sync.Microseconds(), Slow: d.Slow, ForSeconds: int64(d.Since.Seconds())}}
+	for _, s := range h.cfg.Shards.Shards() {
+		if r := h.replica(s.ID); r != nil && r.started.Load() && r.ctx.Err() == nil {
+			resp.Shards[uint64(s.ID)] = callProgress{Replica: r.id, Applied: r.machine.Applied(), Ready: r.isReady()}
+		}
+	}
+	return resp
 }
 
 // RenewLease implements etcdapi.Replica: on the primary lessor, wherever it is.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"time"
 
 	"github.com/google/uuid"
@@ -89,6 +90,12 @@ type Config struct {
 	// 5 s plus two elections, as etcd.
 	RequestTimeout time.Duration
 
+	// Disk says when this node's disk counts as slow (Host.Disk).
+	Disk DiskRules
+	// MeasureDisk makes a small write durable and tells how long that took. Default:
+	// a block of 4 KiB in Dir.
+	MeasureDisk func() (time.Duration, error)
+
 	// WatchProgress is how often an idle watch that asks for it is told the
 	// revision; default 10 min, as etcd.
 	WatchProgress time.Duration
@@ -118,6 +125,11 @@ func (c *Config) setDefaults() {
 	}
 	if c.WatchProgress == 0 {
 		c.WatchProgress = etcdapi.DefaultProgress
+	}
+	c.Disk.setDefaults()
+	if c.MeasureDisk == nil {
+		path := filepath.Join(c.Dir, "probe")
+		c.MeasureDisk = func() (time.Duration, error) { return measureDisk(path) }
 	}
 	if c.Peers == nil {
 		c.Peers = func() []string { return nil }
@@ -168,6 +180,9 @@ func (c Config) Validate() error {
 	}
 	if err := c.Space.Validate(); err != nil {
 		bad("Space: %w", err)
+	}
+	if err := c.Disk.validate(); err != nil {
+		errs = append(errs, err)
 	}
 	if len(errs) > 0 {
 		return fmt.Errorf("host config: %w", errors.Join(errs...))

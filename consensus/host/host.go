@@ -41,6 +41,8 @@ type Host struct {
 	ids   *idutil.Generator
 	terms *termFile
 	gen   atomic.Pointer[generation]
+	disk  *prober
+	guard *guard
 
 	ctx    context.Context // ends when Close begins
 	cancel context.CancelFunc
@@ -89,9 +91,10 @@ func New(cfg Config) (*Host, error) {
 		return nil, err
 	}
 	h.gen.Store(gen)
-	h.reg = newRegistry(cfg.Resolve)
+	h.disk = &prober{measure: cfg.MeasureDisk, judge: diskJudge{rules: cfg.Disk}}
+	h.reg, h.guard = newRegistry(cfg.Resolve), newGuard()
 	h.trans = newTransport(&h.cfg, log)
-	h.trans.onCall, h.trans.onRaft = h.answer, h.heard
+	h.trans.onCall, h.trans.onRaft, h.trans.hears, h.trans.member = h.answer, h.heard, h.hears, h.reg.lookup
 	h.trans.stamp = func() uint64 { return h.gen.Load().stamp }
 	if h.nh, err = newNodeHost(h, raftDir); err != nil {
 		return nil, fmt.Errorf("store in %s: %w", cfg.Dir, err)
@@ -104,6 +107,7 @@ func New(cfg Config) (*Host, error) {
 	}
 	close(h.opened)
 	h.wg.Go(h.defragLoop)
+	h.wg.Go(h.probeDisk)
 	return h, nil
 }
 
@@ -203,7 +207,8 @@ func (h *Host) found() error {
 
 // StartReplica starts a replica that the leader has added to the membership. It
 // joins as non-voting. Idempotent. A higher replica ID than the one here means
-// that the older was removed, so it is deleted first; a lower one is refused.
+// that the older was removed, so it is deleted first (ErrNotRemoved if nobody
+// confirms that); a lower one is refused.
 func (h *Host) StartReplica(ctx context.Context, shardName string, replicaID uint64) error {
 	s, ok := h.cfg.Shards.ByName(shardName)
 	if !ok {
@@ -220,11 +225,18 @@ func (h *Host) StartReplica(ctx context.Context, shardName string, replicaID uin
 			return nil
 		case r.id > replicaID:
 			return fmt.Errorf("start replica %d of shard %s: this node holds the newer replica %d", replicaID, s.Name, r.id)
+		case r.id == replicaID:
+			h.stop(r) // it is ending anyway
 		}
-		h.stop(r)
 	}
 	for _, old := range h.onDisk(s.ID) {
 		if old < replicaID {
+			if !h.removed(ctx, s.ID, old) {
+				return fmt.Errorf("start replica %d of shard %s: %w: replica %d", replicaID, s.Name, ErrNotRemoved, old)
+			}
+			if r := h.replica(s.ID); r != nil {
+				h.stop(r)
+			}
 			if err := h.removeData(ctx, s.ID, old); err != nil {
 				return err
 			}

@@ -210,22 +210,10 @@ func (r *replica) askIfRemoved() {
 	if r.SinceContact() < askAfter*r.ElectionTimeout() || r.ctx.Err() != nil {
 		return
 	}
-	peers := map[string]bool{}
-	for _, p := range r.h.cfg.Peers() {
-		peers[p] = true
-	}
-	if m := r.membership.Load(); m != nil {
-		for _, p := range m.Nodes {
-			peers[p] = true
-		}
-	}
-	delete(peers, r.h.NodeHostID())
-	for p := range peers {
-		removed, err := r.h.askRemoved(r.ctx, p, uint64(r.shard.ID), r.id)
-		if err == nil && removed {
-			r.markRemoved("node " + r.h.cfg.Name(p) + " has its removal in its log")
-			return
-		}
+	ctx, cancel := context.WithTimeout(r.ctx, callTimeout)
+	defer cancel()
+	if r.h.removed(ctx, r.shard.ID, r.id) {
+		r.markRemoved("other nodes have its removal in their log")
 	}
 }
 

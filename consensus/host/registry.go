@@ -59,6 +59,26 @@ func (r *registry) RemoveShard(shardID uint64) {
 	}
 }
 
+// lookup returns the NodeHostID of a replica.
+func (r *registry) lookup(shardID, replicaID uint64) (nodeHostID string, ok bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	nodeHostID, ok = r.m[raftio.GetNodeInfo(shardID, replicaID)]
+	return nodeHostID, ok
+}
+
+// members are the NodeHostIDs of a shard's replicas.
+func (r *registry) members(shardID uint64) (out []string) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for k, id := range r.m {
+		if k.ShardID == shardID {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
 // Resolve returns the dial target and the key of dragonboat's send queue. Both
 // contain the address: a queue keeps dialling what it was made with.
 func (r *registry) Resolve(shardID, replicaID uint64) (string, string, error) {

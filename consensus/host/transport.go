@@ -63,6 +63,10 @@ type transport struct {
 	stamp func() uint64
 	// muted drops what is to be sent.
 	muted atomic.Bool
+	// hears says whether a replica on a node is a member of a shard.
+	hears func(shardID, replicaID uint64, nodeHostID string) bool
+	// member is the node of a replica, as far as it is known.
+	member func(shardID, replicaID uint64) (nodeHostID string, ok bool)
 
 	addr    string
 	onMsg   raftio.MessageHandler
@@ -239,6 +243,9 @@ func (t *transport) serve(raw net.Conn) error {
 				return fmt.Errorf("a snapshot: %w", ErrOtherGeneration)
 			}
 			k.DeploymentId = deploymentID
+			if err := t.authorizeChunk(cert, k); err != nil {
+				return err
+			}
 			if !t.onChunk(k) {
 				return errors.New("snapshot chunk refused")
 			}
@@ -262,8 +269,22 @@ func (t *transport) serve(raw net.Conn) error {
 	}
 }
 
+// authorizeChunk: a snapshot replaces all data, so it has to come from a member. A
+// stranger makes itself known by its messages, which come before.
+func (t *transport) authorizeChunk(cert *x509.Certificate, k raftpb.Chunk) error {
+	if t.cfg.Authorize == nil {
+		return nil
+	}
+	node, ok := t.member(k.ShardID, k.From)
+	if !ok {
+		return fmt.Errorf("snapshot from replica %d, which is no known member of shard %d", k.From, k.ShardID)
+	}
+	return t.cfg.Authorize(cert, node)
+}
+
 // deliver hands a batch to dragonboat, without the messages that it answers with
-// a panic: those that only a replica sends to itself, or that have no receiver.
+// a panic (those that only a replica sends to itself, or that have no receiver)
+// and without those of strangers to their shard.
 func (t *transport) deliver(m raftpb.MessageBatch) {
 	kept := m.Requests[:0]
 	for _, q := range m.Requests {
@@ -272,7 +293,7 @@ func (t *transport) deliver(m raftpb.MessageBatch) {
 			raftpb.SnapshotStatus, raftpb.BatchedReadIndex, raftpb.ConfigChangeEvent, raftpb.LogQuery:
 			continue
 		}
-		if q.To == 0 {
+		if q.To == 0 || (t.cfg.Authorize != nil && !t.hears(q.ShardID, q.From, m.SourceAddress)) {
 			continue
 		}
 		t.onRaft(q)

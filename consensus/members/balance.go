@@ -119,7 +119,7 @@ func (b *Balancer) seats() (out []Seat) {
 		for _, v := range st.Voters {
 			n := nodes[v.NodeHostID]
 			c := Candidate{Node: v.NodeHostID, Name: v.Node, Replica: v.Replica,
-				Fit: n.ID != "" && n.State == Alive && !n.Leaving && n.Voter != Never && slices.Contains(d.Goal, v.NodeHostID)}
+				Fit: n.ID != "" && n.State == Alive && !n.Leaving && n.Voter != Never && !d.Slow[v.NodeHostID] && slices.Contains(d.Goal, v.NodeHostID)}
 			c.RTT, _ = b.cfg.RTT(v.NodeHostID)
 			seat.Voters = append(seat.Voters, c)
 		}

@@ -13,6 +13,7 @@ import (
 	"skein.io/skein/consensus/host"
 	"skein.io/skein/consensus/internal/storetest"
 	"skein.io/skein/consensus/members"
+	"skein.io/skein/consensus/shard"
 )
 
 // fleet runs a Manager under Lead on every node, with a failure detector that
@@ -110,7 +111,7 @@ func (f *fleet) nodeHost(id string) (*host.Host, error) {
 	return nil, errors.New("connection refused")
 }
 
-func (f *fleet) StartReplica(ctx context.Context, id, shard string, replica, term uint64) error {
+func (f *fleet) StartReplica(ctx context.Context, id, shardName string, replica, term uint64) error {
 	h, err := f.nodeHost(id)
 	if err == nil {
 		err = h.Admit(term)
@@ -118,10 +119,10 @@ func (f *fleet) StartReplica(ctx context.Context, id, shard string, replica, ter
 	if err != nil {
 		return err
 	}
-	return h.StartReplica(ctx, shard, replica)
+	return h.StartReplica(ctx, shardName, replica)
 }
 
-func (f *fleet) StopReplica(ctx context.Context, id, shard string, replica, term uint64) error {
+func (f *fleet) StopReplica(ctx context.Context, id, shardName string, replica, term uint64) error {
 	h, err := f.nodeHost(id)
 	if err == nil {
 		err = h.Admit(term)
@@ -129,20 +130,17 @@ func (f *fleet) StopReplica(ctx context.Context, id, shard string, replica, term
 	if err != nil {
 		return err
 	}
-	return h.StopReplica(ctx, shard, replica, true)
+	return h.DropRemoved(ctx, shardName, replica)
 }
 
-// shape is voters/spares by node number, as node via sees them.
+// shape is voters/spares by node number, as node via sees them, the same for all
+// shards.
 func (f *fleet) shape(via int) (string, host.Membership, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	h := f.c.Nodes[via].Host()
 	if h == nil {
 		return "", host.Membership{}, errors.New("down")
-	}
-	m, err := h.Membership(ctx, storetest.Shard)
-	if err != nil {
-		return "", m, err
 	}
 	text := func(set map[uint64]string) string {
 		var out []string
@@ -152,7 +150,22 @@ func (f *fleet) shape(via int) (string, host.Membership, error) {
 		slices.Sort(out)
 		return strings.Join(out, "")
 	}
-	return text(m.Voters) + "/" + text(m.NonVoters), m, nil
+	var shapes []string
+	var system host.Membership
+	for _, s := range shard.Default().Shards() {
+		m, err := h.Membership(ctx, s.Name)
+		if err != nil {
+			return "", m, err
+		}
+		if s.ID == shard.System {
+			system = m
+		}
+		shapes = append(shapes, text(m.Voters)+"/"+text(m.NonVoters))
+	}
+	if c := slices.Compact(slices.Clone(shapes)); len(c) == 1 {
+		return c[0], system, nil
+	}
+	return strings.Join(shapes, " "), system, nil // they differ, which no test wants
 }
 
 func (f *fleet) wait(via int, want string) host.Membership {

@@ -23,7 +23,11 @@ func (s State) String() string {
 	return [...]string{"alive", "suspect", "dead", "left"}[s]
 }
 
-// Preference is the value of a node's label skein.io/voter.
+// Label of a Node whose value is a Preference.
+const Label = "skein.io/voter"
+
+// Preference is the value of a node's label skein.io/voter. Others than those
+// below mean NoPreference.
 type Preference string
 
 // The preferences.
@@ -44,6 +48,21 @@ type Node struct {
 	For time.Duration
 	// Leaving: it was asked to leave the cluster.
 	Leaving bool
+	// Disk is what it says of its disk; zero if it said nothing.
+	Disk Disk
+}
+
+// Disk of a node, as it measures it itself (host.Disk).
+type Disk struct {
+	// Sync is what nine of ten writes take at most, 0 if it is not known.
+	Sync time.Duration
+	// Slow is the node's own verdict, which does not change quickly: it has been
+	// slow for a while, and has not been fast for long since.
+	Slow bool
+}
+
+func (d Disk) String() string {
+	return fmt.Sprintf("fsync p90 %v", d.Sync.Round(time.Millisecond))
 }
 
 // Replica of the shard.
@@ -66,6 +85,9 @@ type Replica struct {
 type Policy struct {
 	// MaxVoters: 1, 3 or 5 (default 5).
 	MaxVoters int
+	// FiveFrom is how many nodes that may vote it takes to have five voters;
+	// default 7, so that two spares are left; at least 5.
+	FiveFrom int
 	// Spares without a vote, default 2; negative for none.
 	Spares int
 	// ReplaceAfter is the stabilisation time after which a dead voter is replaced;
@@ -81,6 +103,7 @@ type Policy struct {
 
 func (p Policy) withDefaults() Policy {
 	p.MaxVoters = cmp.Or(p.MaxVoters, 5)
+	p.FiveFrom = max(5, cmp.Or(p.FiveFrom, 7))
 	p.Spares = max(0, cmp.Or(p.Spares, 2))
 	p.ReplaceAfter = cmp.Or(p.ReplaceAfter, 30*time.Second)
 	p.JoinAfter = cmp.Or(p.JoinAfter, 2*time.Second)
@@ -94,6 +117,14 @@ type Input struct {
 	Replicas []Replica
 	Nodes    []Node
 	Policy   Policy
+	// Follow is what was decided for the system shard, whose nodes the others
+	// share. Nil for the system shard itself.
+	Follow *Decision
+	// Unready says by NodeHostID why a node must not be promoted yet: it lacks a
+	// copy of another shard. Only for the system shard, whose leader needs all.
+	Unready map[string]string
+	// Held nodes must not lose their living replica: they vote in the system shard.
+	Held map[string]bool
 }
 
 // Action of a step.
@@ -130,21 +161,28 @@ type Step struct {
 // Decision of Plan.
 type Decision struct {
 	Step Step
-	// Goal is the voters that the shard should have, as NodeHostIDs.
-	Goal []string
+	// Goal is the voters that the shard should have, Spares the nodes that should
+	// have a copy without a vote, both as NodeHostIDs in order.
+	Goal, Spares []string
 	// Blocked says why what the rules want cannot be done now.
 	Blocked []string
-	// Refused has, by NodeHostID, why a node cannot leave. One that only has to wait
-	// is in Blocked.
+	// Refused has, by NodeHostID, why a node cannot leave or lose its vote as it was
+	// told to. One that only has to wait is in Blocked.
 	Refused map[string]string
+	// Slow has the nodes whose disk is so slow that they should not lead.
+	Slow map[string]bool
+	// Why has a word on every node, by NodeHostID: why it votes, or not.
+	Why map[string]string
 }
 
 // Plan derives the next step.
 func Plan(in Input) Decision {
 	p := newPlanner(in)
-	p.refuseUnsafeLeaves()
+	p.refuseUnsafe()
 	p.setGoal()
+	p.setSpares()
 	p.d.Step = p.next()
+	p.explain()
 	return p.d
 }
 
@@ -154,6 +192,8 @@ type member struct {
 	Node
 	*Replica
 	known bool // the failure detector has heard of it
+	kept  bool // it was told to go, which is refused
+	slow  bool // its disk counts as slow
 }
 
 // up: it answers, or is said to be alive and runs its replica if it has one.
@@ -170,21 +210,26 @@ func (m *member) votes() bool { return m.Replica != nil && m.Voter() }
 // Voter hides Node.Voter, the preference.
 func (m *member) Voter() bool { return m.Replica.Voter }
 
-func (m *member) eligible() bool {
-	return m.known && m.Node.Voter != Never && !m.Leaving && m.State != Left
-}
+func (m *member) eligible() bool { return m.known && m.State != Left && !m.goes() }
+
+// goes: the user wants it without a replica, and that is not refused.
+func (m *member) goes() bool { return !m.kept && (m.Leaving || m.Node.Voter == Never) }
+
+// prefers: between equals it is to vote. A slow disk outweighs that.
+func (m *member) prefers() bool { return m.Node.Voter == Prefer && !m.slow }
 
 type planner struct {
 	in     Input
 	policy Policy
 	all    []*member // by name
 	goal   map[string]bool
+	spares map[string]bool
 	d      Decision
 }
 
 func newPlanner(in Input) *planner {
-	p := &planner{in: in, policy: in.Policy.withDefaults(), goal: map[string]bool{}}
-	p.d.Refused = map[string]string{}
+	p := &planner{in: in, policy: in.Policy.withDefaults(), goal: map[string]bool{}, spares: map[string]bool{}}
+	p.d.Refused, p.d.Why, p.d.Slow = map[string]string{}, map[string]string{}, map[string]bool{}
 	byID := map[string]*member{}
 	for _, n := range in.Nodes {
 		m := &member{Node: n, known: true}
@@ -202,7 +247,30 @@ func newPlanner(in Input) *planner {
 		m.Replica = r
 	}
 	slices.SortFunc(p.all, func(a, b *member) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Node.ID, b.Node.ID)) })
+	p.judgeDisks()
 	return p
+}
+
+// contrast is by how much a voter's disk has to be slower than the fastest one:
+// if all are slow, or share one, there is nothing to gain.
+const contrast = 4
+
+// judgeDisks tells which disks count as slow. A voter needs both its own verdict
+// and a better one to compare with; a node without a vote its verdict alone, so
+// what was demoted does not come back because the others have a bad day too.
+func (p *planner) judgeDisks() {
+	var best time.Duration
+	for _, m := range p.all {
+		if d := m.Disk.Sync; d > 0 && m.up() && (best == 0 || d < best) {
+			best = d
+		}
+	}
+	for _, m := range p.all {
+		m.slow = m.Disk.Slow && (!m.votes() || m.Disk.Sync >= contrast*best)
+		if m.slow {
+			p.d.Slow[m.Node.ID] = true
+		}
+	}
 }
 
 func (p *planner) block(format string, args ...any) {
@@ -254,115 +322,4 @@ func names(ms []*member) string {
 		return "none"
 	}
 	return strings.Join(out, ", ")
-}
-
-// refuseUnsafeLeaves lets those leave that can: not the last node, no voter while
-// another one is missing with nobody to take its place, and nobody before another
-// node has a complete copy.
-func (p *planner) refuseUnsafeLeaves() {
-	for _, m := range p.all {
-		if !m.Leaving || m.Replica == nil {
-			continue
-		}
-		reason, final := p.cannotLeave(m)
-		if reason == "" {
-			continue
-		}
-		m.Leaving = false
-		if final {
-			p.d.Refused[m.Node.ID] = reason
-		} else {
-			p.block("%s is to leave but has to wait: %s", m.Name, reason)
-		}
-	}
-}
-
-// cannotLeave says why, and whether it is pointless to wait.
-func (p *planner) cannotLeave(m *member) (reason string, final bool) {
-	others := p.filter(func(o *member) bool { return o != m && o.Replica != nil && !o.Leaving })
-	copies := slices.DeleteFunc(slices.Clone(others), func(o *member) bool { return !o.up() || !o.CaughtUp })
-	if len(copies) == 0 {
-		if len(p.filter(func(o *member) bool { return o != m && o.eligible() && o.State <= Suspect })) == 0 {
-			return fmt.Sprintf("%s is the only node that can hold the data of shard %s", m.Name, p.in.Shard), true
-		}
-		return fmt.Sprintf("no other node has a complete copy of shard %s yet (copies on: %s)", p.in.Shard, names(others)), false
-	}
-	if !m.votes() {
-		return "", false
-	}
-	down := p.filter(func(o *member) bool { return o != m && o.votes() && !o.up() })
-	spares := slices.DeleteFunc(slices.Clone(copies), func(o *member) bool { return o.votes() || !o.eligible() })
-	if len(down) > len(spares) {
-		return fmt.Sprintf("of %d voters of shard %s %d %s not reachable (%s) and %d spares could take over: with %s gone too, too few copies are left; bring %s back first",
-			len(p.voters()), p.in.Shard, len(down), plural(len(down), "is", "are"), names(down), len(spares), m.Name, names(down)), true
-	}
-	return "", false
-}
-
-func plural(n int, one, many string) string {
-	if n == 1 {
-		return one
-	}
-	return many
-}
-
-// votersFor is the number of voters that n nodes carry.
-func (p *planner) votersFor(n int) int {
-	switch {
-	case n >= 5 && p.policy.MaxVoters >= 5:
-		return 5
-	case n >= 3 && p.policy.MaxVoters >= 3:
-		return 3
-	}
-	return 1
-}
-
-// setGoal chooses the voters that there should be.
-func (p *planner) setGoal() {
-	// A dead voter may return with its copy; a dead node without a vote is nothing
-	// to wait for.
-	known := p.filter(func(m *member) bool { return m.eligible() && (m.votes() || !p.gone(m)) })
-	present := slices.DeleteFunc(slices.Clone(known), p.gone)
-	size := p.votersFor(len(known))
-	// Fewer living nodes than voters: keep the dead ones, they may return, unless
-	// more losses are survived without them.
-	if less := p.votersFor(len(present)); less < size && tolerance(less, less) > tolerance(size, min(size, len(present))) {
-		size = less
-	}
-	zones := map[string]int{}
-	for range min(size, len(known)) {
-		best := slices.MinFunc(known, func(a, b *member) int { return p.rank(a, b, zones) })
-		p.goal[best.Node.ID] = true
-		zones[best.Zone]++
-		known = slices.DeleteFunc(known, func(m *member) bool { return m == best })
-		p.d.Goal = append(p.d.Goal, best.Node.ID)
-	}
-	slices.Sort(p.d.Goal)
-}
-
-// first is -1 if only a has something, 1 if only b, else 0.
-func first(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case a:
-		return -1
-	}
-	return 1
-}
-
-// rank orders candidates for the next place among the voters.
-func (p *planner) rank(a, b *member, zones map[string]int) int {
-	return cmp.Or(
-		first(!p.gone(a), !p.gone(b)),
-		first(a.votes() || p.settled(a), b.votes() || p.settled(b)),
-		first(a.Node.Voter == Prefer, b.Node.Voter == Prefer),
-		cmp.Compare(zones[a.Zone], zones[b.Zone]),
-		first(a.votes(), b.votes()),
-		first(a.votes() && a.Leader, b.votes() && b.Leader),
-		first(a.Replica != nil && a.CaughtUp, b.Replica != nil && b.CaughtUp),
-		first(a.Replica != nil, b.Replica != nil),
-		cmp.Compare(a.Name, b.Name),
-		cmp.Compare(a.Node.ID, b.Node.ID),
-	)
 }

@@ -25,7 +25,7 @@ func (p *planner) next() Step {
 		p.block("%d of %d voters are reachable (%s): without a majority nothing can be changed", len(up), len(voters), names(up))
 		return Step{}
 	}
-	for _, try := range []func() (Step, bool){p.cleanUp, p.promote, p.retire, p.start, p.add} {
+	for _, try := range []func() (Step, bool){p.cleanUp, p.promote, p.retire, p.start, p.add, p.unburden} {
 		if s, ok := try(); ok {
 			return s
 		}
@@ -33,44 +33,24 @@ func (p *planner) next() Step {
 	return Step{}
 }
 
-// wanted replicas: the goal, and the best others as spares.
-func (p *planner) wanted() map[string]bool {
-	w := map[string]bool{}
-	for id := range p.goal {
-		w[id] = true
-	}
-	// A voter that is not wanted becomes a spare only after it has been removed.
-	rest := p.filter(func(m *member) bool {
-		return m.eligible() && !p.goal[m.Node.ID] && !p.gone(m) && !m.votes()
-	})
-	slices.SortFunc(rest, func(a, b *member) int {
-		return cmp.Or(first(a.Replica != nil, b.Replica != nil), p.rank(a, b, nil))
-	})
-	for _, m := range rest[:min(len(rest), p.policy.Spares)] {
-		w[m.Node.ID] = true
-	}
-	return w
-}
-
 // cleanUp removes replicas without a vote that nobody wants or that are stuck.
 // That is always safe.
 func (p *planner) cleanUp() (Step, bool) {
-	wanted := p.wanted()
-	for _, m := range p.filter(func(m *member) bool { return m.Replica != nil && !m.votes() }) {
+	for _, m := range p.filter(func(m *member) bool { return m.Replica != nil && !m.votes() && !p.held(m) }) {
 		switch {
-		case m.Leaving:
+		case m.goes() && m.Leaving:
 			return p.step(Remove, m, "%s is leaving", m.Name), true
-		case m.known && m.Node.Voter == Never:
-			return p.step(Remove, m, "%s is labelled skein.io/voter=never", m.Name), true
+		case m.known && m.goes():
+			return p.step(Remove, m, "%s is labelled %s=never", m.Name, Label), true
 		case !m.known || m.State == Left:
 			if p.gone(m) {
 				return p.step(Remove, m, "%s has left the cluster", m.Name), true
 			}
-		case p.gone(m) && p.replaceable(wanted):
+		case p.gone(m) && p.replaceable():
 			return p.step(Remove, m, "the spare on %s has not been reachable for %v and another node can take its place", m.Name, short(m.NotRunningFor)), true
 		case m.BehindFor >= p.policy.StuckAfter:
 			return p.step(Remove, m, "the replica on %s has not caught up in %v; it will be made anew", m.Name, short(m.BehindFor)), true
-		case !p.gone(m) && !wanted[m.Node.ID]:
+		case !p.gone(m) && !p.wanted(m):
 			return p.step(Remove, m, "%s holds one spare more than the %d allowed", m.Name, p.policy.Spares), true
 		}
 	}
@@ -78,14 +58,18 @@ func (p *planner) cleanUp() (Step, bool) {
 }
 
 // replaceable: a settled node without a replica is wanted.
-func (p *planner) replaceable(wanted map[string]bool) bool {
-	return len(p.filter(func(m *member) bool { return wanted[m.Node.ID] && m.Replica == nil && p.settled(m) })) > 0
+func (p *planner) replaceable() bool {
+	return len(p.filter(func(m *member) bool { return p.wanted(m) && m.Replica == nil && p.settled(m) })) > 0
 }
+
+// held: it votes in the system shard, so it may have to lead the cluster at any
+// moment, which takes a replica of every shard. What is lost cannot be held.
+func (p *planner) held(m *member) bool { return p.in.Held[m.Node.ID] && !p.lost(m) }
 
 // heirs are spares that are to vote and can at once.
 func (p *planner) heirs() []*member {
 	return p.filter(func(m *member) bool {
-		return p.goal[m.Node.ID] && m.Replica != nil && !m.votes() && m.up() && m.CaughtUp
+		return p.goal[m.Node.ID] && m.Replica != nil && !m.votes() && m.up() && m.CaughtUp && p.in.Unready[m.Node.ID] == ""
 	})
 }
 
@@ -93,9 +77,9 @@ func (p *planner) heirs() []*member {
 // that are lost although their node is alive, which gets a new replica then. The
 // unreachable come first, then those that leave.
 func (p *planner) surplus() []*member {
-	s := p.filter(func(m *member) bool { return m.votes() && (!p.goal[m.Node.ID] || p.lost(m)) })
+	s := p.filter(func(m *member) bool { return m.votes() && !p.held(m) && (!p.goal[m.Node.ID] || p.lost(m)) })
 	slices.SortStableFunc(s, func(a, b *member) int {
-		return cmp.Or(first(!a.up(), !b.up()), first(a.Leaving, b.Leaving))
+		return cmp.Or(first(!a.up(), !b.up()), first(a.goes(), b.goes()))
 	})
 	return s
 }
@@ -127,6 +111,9 @@ func (p *planner) promote() (Step, bool) {
 		return Step{}, false
 	}
 	h := heirs[0]
+	if moved {
+		return p.step(Promote, h, "%s has caught up and takes the place of %s", h.Name, surplus[0].Name), true
+	}
 	return p.step(Promote, h, "%s has caught up: voter %d of %d", h.Name, voters+1, len(p.goal)), true
 }
 
@@ -181,16 +168,18 @@ func (p *planner) replaced(m *member, left, heirs int) bool {
 
 func (p *planner) whyNot(m *member) string {
 	switch {
-	case m.Leaving:
+	case m.goes() && m.Leaving:
 		return "it is leaving"
 	case !m.known || m.State == Left:
 		return "it has left the cluster"
-	case m.Node.Voter == Never:
-		return "it is labelled skein.io/voter=never"
+	case m.goes():
+		return fmt.Sprintf("it is labelled %s=never", Label)
 	case p.lost(m):
 		return "its node is alive but has lost the replica; it gets a new one"
 	case !m.up():
 		return fmt.Sprintf("it has not been reachable for %v", short(m.NotRunningFor))
+	case m.slow:
+		return fmt.Sprintf("its disk is slow: %s, and others are faster", m.Disk)
 	}
 	return fmt.Sprintf("%d voters are enough, or others are in better places", len(p.goal))
 }
@@ -209,7 +198,7 @@ func (p *planner) explainMissing() {
 // never started this way: if its disk is gone, it must not vote again.
 func (p *planner) start() (Step, bool) {
 	for _, m := range p.filter(func(m *member) bool {
-		return m.Replica != nil && !m.votes() && !m.Running && m.known && m.State <= Suspect && !m.Leaving
+		return m.Replica != nil && !m.votes() && !m.Running && m.known && m.State <= Suspect && !m.goes()
 	}) {
 		return p.step(Start, m, "%s does not run its replica", m.Name), true
 	}
@@ -218,15 +207,29 @@ func (p *planner) start() (Step, bool) {
 
 // add makes a new replica.
 func (p *planner) add() (Step, bool) {
-	wanted := p.wanted()
-	candidates := p.filter(func(m *member) bool { return wanted[m.Node.ID] && m.Replica == nil && p.settled(m) })
+	candidates := p.filter(func(m *member) bool { return p.wanted(m) && m.Replica == nil && p.settled(m) })
 	slices.SortStableFunc(candidates, func(a, b *member) int { return first(p.goal[a.Node.ID], p.goal[b.Node.ID]) })
 	if len(candidates) == 0 {
 		return Step{}, false
 	}
 	m := candidates[0]
 	if p.goal[m.Node.ID] {
-		return p.step(Add, m, "%s is to be a voter (%d of %d)", m.Name, len(p.voters())+1, len(p.goal)), true
+		return p.step(Add, m, "%s is to be one of %d voters", m.Name, len(p.goal)), true
 	}
 	return p.step(Add, m, "%s is to be a spare", m.Name), true
+}
+
+// unburden takes the leadership from a slow disk: every write waits for the
+// leader's, and only for the fastest of the others.
+func (p *planner) unburden() (Step, bool) {
+	for _, m := range p.voters() {
+		if !m.Leader || !m.slow || !m.up() {
+			continue
+		}
+		to := p.filter(func(o *member) bool { return o.votes() && o.up() && o.CaughtUp && !o.slow && p.goal[o.Node.ID] })
+		if len(to) > 0 {
+			return p.step(Transfer, to[0], "the disk of %s, which leads, is slow: %s", m.Name, m.Disk), true
+		}
+	}
+	return Step{}, false
 }

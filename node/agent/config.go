@@ -53,6 +53,9 @@ type Config struct {
 	Zone string
 	// Labels are further labels of the Node object.
 	Labels map[string]string
+	// FirstLabels are labels that the node begins with and that users may change: they are set when the Node object is made,
+	// and again only when they differ from those of the start before.
+	FirstLabels map[string]string
 	// Port of the node's own HTTPS API, published in the Node object. Default 10250.
 	Port int
 	// ImageGCHigh is the use of the image disk in percent from which unused images are removed, until ImageGCLow is reached.

@@ -157,6 +157,10 @@ func (r *nodeReporter) load(ctx context.Context, status *corev1.NodeStatus) erro
 	n, err := r.a.cfg.Client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		fresh := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: r.labels()}, Status: *status}
+		if first := r.a.cfg.FirstLabels; len(first) > 0 {
+			maps.Copy(fresh.Labels, first)
+			fresh.Annotations = map[string]string{annFirstLabels: encodeLabels(first)}
+		}
 		fresh.Status.Conditions = mergeConditions(nil, status.Conditions, metav1.Now().Rfc3339Copy())
 		if n, err = r.a.cfg.Client.CoreV1().Nodes().Create(ctx, fresh, metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
 			n, err = r.a.cfg.Client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
@@ -186,18 +190,54 @@ func (r *nodeReporter) labels() map[string]string {
 	return l
 }
 
-// patchMeta sets the node's own labels where they differ.
-func (r *nodeReporter) patchMeta(ctx context.Context) error {
-	change := map[string]string{}
-	for k, v := range r.labels() {
-		if r.known.Labels[k] != v {
-			change[k] = v
+// annFirstLabels remembers the labels that the node last began with (FirstLabels), as JSON.
+const annFirstLabels = "skein.io/first-labels"
+
+func encodeLabels(l map[string]string) string {
+	b, err := json.Marshal(l) // sorted by key
+	if err != nil {
+		panic(err) // plain strings only
+	}
+	return string(b)
+}
+
+// metaChange is what to change about the labels and annotations of a Node; nil values remove.
+func metaChange(node *corev1.Node, own, first map[string]string) (labels, annotations map[string]any) {
+	labels, annotations = map[string]any{}, map[string]any{}
+	for k, v := range own {
+		if node.Labels[k] != v {
+			labels[k] = v
 		}
 	}
-	if len(change) == 0 {
+	before := map[string]string{}
+	if a := node.Annotations[annFirstLabels]; a != "" && json.Unmarshal([]byte(a), &before) != nil {
+		clear(before) // somebody's own text: as if there had been none
+	}
+	if maps.Equal(before, first) {
+		return labels, annotations
+	}
+	for k := range before {
+		if _, still := first[k]; !still && own[k] == "" {
+			labels[k] = nil
+		}
+	}
+	for k, v := range first {
+		labels[k] = v
+	}
+	annotations[annFirstLabels] = nil
+	if len(first) > 0 {
+		annotations[annFirstLabels] = encodeLabels(first)
+	}
+	return labels, annotations
+}
+
+// patchMeta sets the node's own labels where they differ.
+func (r *nodeReporter) patchMeta(ctx context.Context) error {
+	labels, annotations := metaChange(r.known, r.labels(), r.a.cfg.FirstLabels)
+	if len(labels)+len(annotations) == 0 {
 		return nil
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": change}})
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": labels, "annotations": annotations}})
 	if err != nil {
 		return err
 	}

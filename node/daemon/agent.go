@@ -19,6 +19,7 @@ import (
 	typedcore "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
 
+	"skein.io/skein/consensus/members"
 	"skein.io/skein/node/agent"
 	"skein.io/skein/node/agent/server"
 	"skein.io/skein/node/cri/logs"
@@ -46,7 +47,7 @@ func (n *node) runAgent(ctx context.Context) error {
 		Runtime: rt, Images: rt.Images, StateDir: n.cfg.StateDir, CgroupRoot: n.cfg.CgroupRoot,
 		ClusterDNS: []string{n.id.Cluster.DNS.String()}, ClusterDomain: n.id.Cluster.Domain,
 		Recorder:     events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: eventSource, Host: n.cfg.Name}),
-		NetworkReady: n.net.Ready, Zone: n.cfg.Zone, Labels: n.cfg.Labels, Port: agentPort,
+		NetworkReady: n.net.Ready, Zone: n.cfg.Zone, Labels: n.cfg.Labels, FirstLabels: n.firstLabels(), Port: agentPort,
 		Logger: n.log.With("part", "agent"),
 	})
 	if err != nil {
@@ -69,6 +70,14 @@ func (n *node) runAgent(ctx context.Context) error {
 		return n.serveAgent(ctx, s)
 	})
 	return g.Wait()
+}
+
+// firstLabels are those that the node begins with; users change them with kubectl.
+func (n *node) firstLabels() map[string]string {
+	if n.cfg.Voter == "auto" {
+		return nil
+	}
+	return map[string]string{members.Label: n.cfg.Voter}
 }
 
 // serveAgent listens on the agent's port. Clients may show a certificate of the cluster's CA; what they may do without

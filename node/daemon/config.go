@@ -28,8 +28,11 @@ type Config struct {
 	Zone string
 	// Labels are put onto the Node object.
 	Labels map[string]string
-	// Voter says whether the node may hold a vote: auto, never or prefer. Default auto.
+	// Voter says whether the node may hold a vote: auto, never or prefer. Default auto. The node begins with it as its label
+	// skein.io/voter, which counts from then on.
 	Voter string
+	// ReplaceAfter is how long a voter may be dead before a spare takes its place; the leader's setting counts. Default 30 s.
+	ReplaceAfter time.Duration
 	// Profile tunes the failure detector: lan (a dead node is known in 2-3 s) or edge (slow links, about 15 s); a joiner takes the
 	// cluster's. Default lan.
 	Profile string
@@ -108,6 +111,9 @@ func (c *Config) setDefaults() {
 	if c.StoreQuota == 0 {
 		c.StoreQuota = 2048
 	}
+	if c.ReplaceAfter == 0 {
+		c.ReplaceAfter = 30 * time.Second
+	}
 	if c.Helper == "" {
 		if self, err := os.Executable(); err == nil {
 			c.Helper = filepath.Join(filepath.Dir(self), "skein-helper")
@@ -184,5 +190,11 @@ func (c *Config) Validate() error {
 	if c.EvictionGrace < 0 {
 		bad("eviction grace %s: want zero or more", c.EvictionGrace)
 	}
+	if c.ReplaceAfter < minReplaceAfter {
+		bad("replace a dead voter after %s: want %s or more: a shorter absence is no death", c.ReplaceAfter, minReplaceAfter)
+	}
 	return errors.Join(errs...)
 }
+
+// minReplaceAfter is about what gossip takes to be sure of a death.
+const minReplaceAfter = 3 * time.Second

@@ -26,6 +26,7 @@ import (
 
 	"skein.io/skein/consensus/host"
 	"skein.io/skein/consensus/keyring"
+	"skein.io/skein/consensus/members"
 	"skein.io/skein/gossip/identity"
 	"skein.io/skein/gossip/membership"
 	"skein.io/skein/node/api/front"
@@ -60,6 +61,7 @@ type node struct {
 	gossip  *membership.Membership
 	host    *host.Host
 	ring    *keyring.Holder // empty while this node holds no replica
+	voters  *members.Manager
 	api     apiServer
 	front   *front.Front
 	desired *desired.Store
@@ -158,6 +160,9 @@ func (n *node) run(ctx context.Context) (err error) {
 		return err
 	}
 	closers = append(closers, func() { n.logIf("close the desired state", n.desired.Close()) })
+	if n.voters, err = n.newManager(); err != nil {
+		return err
+	}
 	if n.front, err = n.newFront(); err != nil {
 		return err
 	}

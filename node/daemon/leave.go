@@ -32,11 +32,7 @@ func (n *node) leave(r *http.Request) (any, error) {
 		holds = holds || s.Role != host.RoleNone
 	}
 	if holds {
-		m, err := n.membersManager()
-		if err != nil {
-			return nil, err
-		}
-		if err := m.Leave(ctx, n.hostID); err != nil {
+		if err := n.voters.Leave(ctx, n.hostID); err != nil {
 			if errors.Is(err, members.ErrCannotLeave) {
 				return nil, refusal(http.StatusConflict, "%v", err)
 			}

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"skein.io/skein/consensus/host"
 	"skein.io/skein/consensus/members"
 	"skein.io/skein/gossip/health"
@@ -39,18 +41,14 @@ type order struct {
 
 // runMembers keeps the replicas of the store on the right nodes; only the leader runs it.
 func (n *node) runMembers(ctx context.Context, term uint64) error {
-	m, err := n.membersManager()
-	if err != nil {
-		return err
-	}
-	b, err := members.NewBalancer(members.BalancerConfig{Store: n.host, Decisions: m.Decisions, Members: n.storeMembers,
+	b, err := members.NewBalancer(members.BalancerConfig{Store: n.host, Decisions: n.voters.Decisions, Members: n.storeMembers,
 		RTT: n.rttTo, Logger: n.log.With("part", "members")})
 	if err != nil {
 		return err
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { b.Run(ctx) })
-	m.Run(ctx, term)
+	n.voters.Run(ctx, term)
 	wg.Wait()
 	return nil
 }
@@ -64,15 +62,22 @@ func (n *node) rttTo(hostID string) (time.Duration, bool) {
 	return n.gossip.RTT(m.Name)
 }
 
-func (n *node) membersManager() (*members.Manager, error) {
-	return members.New(members.Config{Store: n.host, Nodes: orders{n}, Members: n.storeMembers, Logger: n.log.With("part", "members")})
+// newManager makes what keeps the replicas of the store on the right nodes; it works while this node leads, and answers
+// questions at any time.
+func (n *node) newManager() (*members.Manager, error) {
+	return members.New(members.Config{Store: n.host, Nodes: orders{n}, Members: n.storeMembers, Logger: n.log.With("part", "members"),
+		Policy: members.Policy{ReplaceAfter: n.cfg.ReplaceAfter}})
 }
 
-// storeMembers shows gossip's view to the store in its own terms.
+// storeMembers shows gossip's view of the nodes to the store, in its own terms. What the user may change is on the Node object; what
+// the node itself says of it counts only while there is none.
 func (n *node) storeMembers() (out []members.Node) {
 	for _, m := range n.gossip.Members() {
 		o := members.Node{ID: m.Tags[membership.TagID], Name: m.Name, Zone: m.Tags[membership.TagZone],
 			Voter: members.Preference(m.Tags[tagVoter]), For: time.Since(m.Since)}
+		if k := n.desired.Node(m.Name); k != nil {
+			o.Zone, o.Voter = k.Labels[corev1.LabelTopologyZone], members.Preference(k.Labels[members.Label])
+		}
 		switch m.Verdict {
 		case health.Alive:
 			o.State = members.Alive
@@ -180,7 +185,7 @@ func (n *node) obey(ctx context.Context, x order) error {
 		}
 		return n.host.StartReplica(ctx, x.Shard, x.Replica)
 	}
-	return n.host.StopReplica(ctx, x.Shard, x.Replica, true)
+	return n.host.DropRemoved(ctx, x.Shard, x.Replica)
 }
 
 // nodeHandler is what other nodes may ask of this one, on the agent's port.

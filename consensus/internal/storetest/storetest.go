@@ -111,6 +111,12 @@ func New(t testing.TB, n int, tune func(node int, cfg *host.Config)) *Cluster {
 			ClientTLS: func(id string) *tls.Config {
 				return &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: c.ca.pool, ServerName: c.name(id)}
 			},
+			Authorize: func(cert *x509.Certificate, id string) error {
+				if cert.Subject.CommonName != c.name(id) {
+					return fmt.Errorf("%s does not speak for %s", cert.Subject.CommonName, c.name(id))
+				}
+				return nil
+			},
 			Resolve: func(id string) (string, bool) { return c.resolve(i, id) },
 			Peers:   c.ids,
 			Name:    c.name,
