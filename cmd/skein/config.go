@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sort"
 	"strings"
 
@@ -77,10 +78,10 @@ func (r *fileResolver) Validate(app *kong.Application) error {
 	return fmt.Errorf("configuration %s: unknown key %s (keys are the long flags of 'skein up')", r.path, strings.Join(bad, ", "))
 }
 
-// Resolve gives kong the file's value of a flag of up or join; of other commands only where the local node is. Kong would let the
+// Resolve gives kong the file's value of a flag of a command that starts or prepares the node; of other commands only where the local node is. Kong would let the
 // file win over the environment.
 func (r *fileResolver) Resolve(_ *kong.Context, parent *kong.Path, flag *kong.Flag) (any, error) {
-	if parent.Command == nil || parent.Command.Name != "up" && parent.Command.Name != "join" && flag.Name != "state-dir" && flag.Name != "cri-endpoint" {
+	if parent.Command == nil || !slices.Contains([]string{"up", "join", "restore", "recover"}, parent.Command.Name) && flag.Name != "state-dir" && flag.Name != "cri-endpoint" {
 		return nil, nil
 	}
 	for _, env := range flag.Envs {

@@ -29,6 +29,7 @@ type CLI struct {
 	Join    joinCmd    `cmd:"" group:"node" help:"Start this node as a member of the cluster that ADDRESS belongs to (any live member)."`
 	Install installCmd `cmd:"" group:"node" help:"Run the node as a systemd service."`
 	Leave   leaveCmd   `cmd:"" group:"node" help:"Take this node out of the cluster, gracefully."`
+	Restore restoreCmd `cmd:"" group:"node" help:"Prepare this machine, which has no state, to start the cluster of a backup again."`
 	Images  imagesCmd  `cmd:"" group:"node" help:"The container images that this node holds."`
 
 	Members    membersCmd    `cmd:"" group:"cluster" help:"The nodes, as this node's gossip sees them."`

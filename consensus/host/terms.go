@@ -118,8 +118,8 @@ func adoptHostname(dir string) error {
 	if err != nil {
 		return err
 	}
-	for _, m := range marks {
-		if err := os.Remove(m); err != nil {
+	for _, m := range append(marks, filepath.Join(dir, flagFile)) {
+		if err := os.Remove(m); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

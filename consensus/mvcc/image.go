@@ -5,14 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/pkg/v3/traceutil"
+	"go.etcd.io/etcd/server/v3/lease"
 	"go.etcd.io/etcd/server/v3/storage/backend"
 	etcdmvcc "go.etcd.io/etcd/server/v3/storage/mvcc"
 	"go.etcd.io/etcd/server/v3/storage/schema"
@@ -94,15 +97,19 @@ func Database(dir string) (string, error) {
 	return m.path(gen), nil
 }
 
-// DeletePrefix deletes all keys with a prefix, on a machine that was opened by
-// hand and that no log drives. It returns how many there were.
-func (m *Machine) DeletePrefix(prefix string) (n int64) {
-	end := []byte(prefix)
-	end[len(end)-1]++ // prefixes end in a slash
+// Edit deletes all keys with some prefixes and puts others, in one revision, on a
+// machine that was opened by hand and that no log drives.
+func (m *Machine) Edit(deletePrefixes []string, puts map[string][]byte) {
 	tx := m.kv.Write(traceutil.TODO())
-	n, _ = tx.DeleteRange([]byte(prefix), end)
-	tx.End()
-	return n
+	defer tx.End()
+	for _, p := range deletePrefixes {
+		end := []byte(p)
+		end[len(end)-1]++ // prefixes end in a slash
+		tx.DeleteRange([]byte(p), end)
+	}
+	for _, k := range slices.Sorted(maps.Keys(puts)) {
+		tx.Put([]byte(k), puts[k], lease.NoLease)
+	}
 }
 
 // Rebased says what Rebase made of a database.

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -18,7 +17,6 @@ import (
 
 	"skein.io/skein/consensus/backup"
 	"skein.io/skein/consensus/host"
-	"skein.io/skein/consensus/keyring"
 	"skein.io/skein/node/client"
 )
 
@@ -86,11 +84,11 @@ func (p *patient) Write(b []byte) (int, error) {
 
 // writeBackup writes the state of all shards at one moment.
 func (n *node) writeBackup(ctx context.Context, w io.Writer, passphrase []byte, scheduled bool) (backup.Header, error) {
-	ring, err := n.ringCopy()
-	if err != nil {
-		return backup.Header{}, err
+	var encoded []byte
+	if ring, _ := n.ring.Ring(); !ring.Empty() {
+		encoded = ring.Encode()
 	}
-	box, err := backup.Seal(ring, passphrase)
+	box, err := backup.Seal(encoded, passphrase)
 	if err != nil {
 		return backup.Header{}, err
 	}
@@ -111,22 +109,6 @@ func (n *node) writeBackup(ctx context.Context, w io.Writer, passphrase []byte, 
 		sources = append(sources, i)
 	}
 	return h, errors.Join(backup.Write(w, h, box, sources), cut.Close())
-}
-
-// ringCopy is the key ring that opens what is sealed in the store; nil when nothing is.
-func (n *node) ringCopy() ([]byte, error) {
-	r, err := keyring.Load(keyRingFile(n.cfg.StateDir))
-	if errors.Is(err, keyring.ErrNone) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return r.Encode(), nil
-}
-
-func keyRingFile(stateDir string) string {
-	return filepath.Join(stateDir, "identity", keyring.FileName)
 }
 
 // BackupOptions of SaveBackup.

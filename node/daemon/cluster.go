@@ -154,9 +154,10 @@ func (n *node) startHost() (*host.Host, error) {
 			n.log.Info("this node's replica has been removed from the shard", "shard", r.Shard, "why", r.Reason)
 			n.logIf("delete the removed replica", r.Clear(context.Background()))
 		},
-		Full:   n.disk.err,
-		Space:  space.Config{Quota: n.cfg.StoreQuota << 20},
-		Logger: n.log.With("part", "store"),
+		VerifyGeneration: n.verifyGeneration,
+		Full:             n.disk.err,
+		Space:            space.Config{Quota: n.cfg.StoreQuota << 20},
+		Logger:           n.log.With("part", "store"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", diskFull(err))

@@ -71,7 +71,9 @@ type node struct {
 	net     *network
 	leads   chan struct{} // gets a value when this node began to lead
 	leaving chan struct{} // closed by leave
-	once    sync.Once     // guards leaving
+	// forgotten are the nodes from before a restore.
+	forgotten forgotten
+	once      sync.Once // guards leaving
 	// agentBreak ends the agent before the node leaves.
 	agentBreak breaker
 	agentUp    chan struct{} // closed when the agent has its runtime
@@ -104,6 +106,9 @@ func Run(ctx context.Context, cfg Config, in Intent) error {
 		return err
 	}
 	defer unlock()
+	if err := checkRestored(cfg.StateDir); err != nil {
+		return err
+	}
 	// Upstream's API server would tell systemd that the service is ready, long before the node is.
 	notify := os.Getenv("NOTIFY_SOCKET")
 	os.Unsetenv("NOTIFY_SOCKET")
@@ -172,6 +177,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	start("disk", n.watchDisk)
 	start("gossip", n.watchGossip)
 	start("store", n.watchStore)
+	start("generation", n.watchGeneration)
 	start("API front", n.front.Run)
 	start("API", n.runAPI)
 	start("leadership", n.lead)

@@ -36,6 +36,7 @@ func (n *node) reign(ctx context.Context, term uint64) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.runMembers(ctx, term) })
 	g.Go(func() error { return n.runKeys(ctx, term) })
+	g.Go(func() error { return n.watchForgotten(ctx) })
 	g.Go(func() error {
 		srv, keys, err := n.awaitAPI(ctx)
 		if err != nil {
@@ -105,6 +106,11 @@ func (v verdicts) Verdicts() map[string]scheduler.NodeHealth {
 			h.State = scheduler.Left
 		}
 		out[m.Name] = h
+	}
+	for name, since := range v.n.forgotten.get() {
+		if _, known := out[name]; !known {
+			out[name] = scheduler.NodeHealth{State: scheduler.Left, Since: since}
+		}
 	}
 	return out
 }

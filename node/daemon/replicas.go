@@ -37,6 +37,8 @@ type order struct {
 	Term    uint64 `json:"term"`
 	// Ring is the cluster's key ring (keyring.Encode), with every order to start: the replica cannot serve without.
 	Ring []byte `json:"ring,omitempty"`
+	// Generation of the store that the leader leads.
+	Generation uint64 `json:"generation,omitempty"`
 }
 
 // runMembers keeps the replicas of the store on the right nodes; only the leader runs it.
@@ -112,6 +114,7 @@ func (o orders) StopReplica(ctx context.Context, hostID, shard string, replica, 
 
 func (o orders) send(ctx context.Context, hostID string, x order) error {
 	x.Version = orderVersion
+	x.Generation, _ = o.n.host.Generation()
 	m, ok := o.n.byHostID(hostID)
 	if !ok {
 		return fmt.Errorf("order to node %s: gossip does not know it", hostID)
@@ -175,6 +178,9 @@ func (n *node) call(ctx context.Context, m membership.Member, path string, ask, 
 func (n *node) obey(ctx context.Context, x order) error {
 	if x.Version != orderVersion {
 		return refusal(http.StatusBadRequest, "order has version %d, node %s knows version %d", x.Version, n.cfg.Name, orderVersion)
+	}
+	if mine, _ := n.host.Generation(); mine != x.Generation { // gossip tells this node soon, or that one
+		return refusal(http.StatusConflict, "node %s is in generation %d of the cluster, the order is from %d", n.cfg.Name, mine, x.Generation)
 	}
 	if err := n.host.Admit(x.Term); err != nil {
 		return err

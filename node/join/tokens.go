@@ -19,9 +19,15 @@ import (
 	"skein.io/skein/gossip/identity"
 )
 
+// Where the store keeps tokens, and which key a node's name was given to.
 const (
-	tokenPrefix  = "/skein/tokens/"
-	joinedPrefix = "/skein/joined/"
+	TokenPrefix = "/skein/tokens/"
+	ClaimPrefix = "/skein/joined/"
+)
+
+const (
+	tokenPrefix  = TokenPrefix
+	joinedPrefix = ClaimPrefix
 
 	recordVersion = 1
 
