@@ -41,7 +41,7 @@ bin/skein-demo:
 # All packages but the multi-node tests run with the race detector. Those that measure time on real sockets and disks run one
 # after the other, so that they do not judge each other's load.
 PKGS = $(shell go list -tags $(TAGS) ./... | grep -v -e /test/e2e -e /node/agent/real)
-TIMED := /gossip/membership /consensus/ /datapath/loader /node/cri /test/cluster /node/api$$
+TIMED := /gossip/membership /consensus/ /datapath/loader /node/cri /test/cluster /test/store/full /node/api$$
 RACE = CGO_ENABLED=1 go test -race -tags $(TAGS) -ldflags "$(KUBELD)" -timeout 20m -json
 
 test: deps fmt vet build unit e2e ## everything that CI runs
@@ -61,12 +61,15 @@ e2e: build bin/kubectl ## the agent on a real containerd, and multi-node tests o
 	@test/run.sh 'CGO_ENABLED=0 go test -tags $(TAGS) -count=1 -timeout 25m -json' "" "$$(go list -tags $(TAGS) ./node/agent/real ./test/e2e/...)"
 
 # The store against upstream's etcd of the same version as its libraries, which is built from its own module.
-.PHONY: bench-store bench-store-fast bench-store-deps
+.PHONY: bench-space bench-store bench-store-fast bench-store-deps
 bench-store-deps:
 	@mkdir -p bin out
 	@$(GO) -ldflags "-s -w" -o bin/ ./test/store/cmd/skein-store
 	@$(GO) -ldflags "-s -w" -o bin/skein-bench ./test/store/bench
 	@cd test/store/etcd && CGO_ENABLED=0 go build -ldflags "-s -w" -o ../../../bin/etcd go.etcd.io/etcd/server/v3
+
+bench-space: ## how long puts and reads wait for a compaction of 100,000 revisions and for a defragmentation of 100 and 500 MB
+	CGO_ENABLED=0 SKEIN_LONG=1 go test -tags $(TAGS) -count=1 -v -run 'Pause$$' ./consensus/mvcc
 
 bench-store: bench-store-deps ## the store compared with etcd, on this machine: about 15 minutes; wants a quiet machine
 	@bin/skein-bench -dir out -o out/bench-store.md $(BENCH)

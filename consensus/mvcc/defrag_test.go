@@ -222,24 +222,35 @@ func fill(t testing.TB, m *Machine, l *log, first, n, size int) {
 	}
 }
 
-// pauses measures, with one goroutine that puts and one that reads, how long
-// the longest of either takes until f returns.
-func pauses(t testing.TB, m *Machine, l *log, f func()) (put, get time.Duration, puts, gets int) {
+// latencies of one kind of operation.
+type latencies []time.Duration
+
+func (l latencies) worst() time.Duration { return slices.Max(l) }
+
+func (l latencies) p99() time.Duration {
+	s := slices.Sorted(slices.Values(l))
+	return s[len(s)*99/100]
+}
+
+func (l latencies) String() string {
+	return fmt.Sprintf("%d, p99 %v, longest %v", len(l), l.p99().Round(10*time.Microsecond), l.worst().Round(10*time.Microsecond))
+}
+
+// measure runs, with one goroutine that puts and one that reads, until f returns.
+func measure(t testing.TB, m *Machine, l *log, f func()) (puts, gets latencies) {
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
-	loop := func(worst *time.Duration, n *int, op func()) {
+	loop := func(all *latencies, op func()) {
 		wg.Go(func() {
 			for {
+				start := time.Now()
+				op()
+				*all = append(*all, time.Since(start))
 				select {
 				case <-stop:
 					return
-				default:
+				case <-time.After(time.Millisecond / 2):
 				}
-				start := time.Now()
-				op()
-				*worst = max(*worst, time.Since(start))
-				*n++
-				time.Sleep(time.Millisecond / 2)
 			}
 		})
 	}
@@ -247,21 +258,72 @@ func pauses(t testing.TB, m *Machine, l *log, f func()) (put, get time.Duration,
 	if err != nil {
 		t.Fatal(err)
 	}
-	loop(&put, &puts, func() {
+	loop(&puts, func() {
 		l.index++
 		if _, err := m.Update([]dsm.Entry{{Index: l.index, Cmd: b}}); err != nil {
 			t.Error(err)
 		}
 	})
-	loop(&get, &gets, func() {
-		if _, err := m.Range(context.Background(), &pb.RangeRequest{Key: fmt.Appendf(nil, "/fill/%07d", gets%100)}); err != nil {
+	loop(&gets, func() {
+		if _, err := m.Range(context.Background(), &pb.RangeRequest{Key: fmt.Appendf(nil, "/fill/%07d", rand.Intn(100))}); err != nil {
 			t.Error(err)
 		}
 	})
 	f()
 	close(stop)
 	wg.Wait()
-	return put, get, puts, gets
+	return puts, gets
+}
+
+// quietly runs f up to three times, until it is content: what the store does is
+// there every time, what a busy machine does is not.
+func quietly(t *testing.T, f func() error) {
+	t.Helper()
+	var err error
+	for range 3 {
+		if err = f(); err == nil || t.Failed() {
+			return
+		}
+		t.Log(err)
+	}
+	t.Error(err)
+}
+
+// long tells whether measurements may take their time.
+func long() bool { return os.Getenv("SKEIN_LONG") != "" }
+
+// Puts and reads while 100,000 revisions (a fifth of that in a hurry) are compacted.
+func TestCompactionPause(t *testing.T) {
+	m, _ := open(t, t.TempDir())
+	defer m.Close()
+	l := &log{t: t}
+	keys, rounds := 2000, 10
+	if long() {
+		keys = 10_000
+	}
+	quietly(t, func() error {
+		for range rounds {
+			fill(t, m, l, 0, keys, 512)
+		}
+		idle, idleGets := measure(t, m, l, func() { time.Sleep(time.Second) })
+		var took time.Duration
+		puts, gets := measure(t, m, l, func() {
+			start := time.Now()
+			// Update is one goroutine's, which the probe is; so not through the log.
+			done, err := m.kv.Compact(traceutil.TODO(), m.Rev())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			<-done
+			took = time.Since(start)
+		})
+		t.Logf("%d revisions in %v\nputs:  %v; without: %v\nreads: %v; without: %v", keys*rounds, took.Round(time.Millisecond), puts, idle, gets, idleGets)
+		if bound := 50*time.Millisecond + idle.p99(); puts.p99() > bound || gets.p99() > bound {
+			return fmt.Errorf("p99 above %v", bound)
+		}
+		return nil
+	})
 }
 
 // The longest pause of a put and of a read while a store is defragmented. The
@@ -269,50 +331,55 @@ func pauses(t testing.TB, m *Machine, l *log, f func()) (put, get time.Duration,
 func TestDefragPause(t *testing.T) {
 	for _, mb := range []int{100, 500} {
 		t.Run(fmt.Sprintf("%dMB", mb), func(t *testing.T) {
-			if mb > 100 && os.Getenv("SKEIN_LONG") == "" {
+			if mb > 100 && !long() {
 				t.Skip("SKEIN_LONG is not set")
 			}
-			m, _ := open(t, t.TempDir())
-			defer m.Close()
-			l := &log{t: t}
-			const size = 16 << 10
-			n := mb << 20 / size
-			fill(t, m, l, 0, n, size)
-			// Half as much again, deleted: that is what there is to win.
-			fill(t, m, l, n, n/2, size)
-			del := &pb.InternalRaftRequest{DeleteRange: &pb.DeleteRangeRequest{Key: fmt.Appendf(nil, "/fill/%07d", n), RangeEnd: []byte("/fill/99")}}
-			b, err := Command{Kind: KindRequest, Request: del}.Encode()
-			if err != nil {
-				t.Fatal(err)
-			}
-			l.index++
-			if _, err := m.Update([]dsm.Entry{{Index: l.index, Cmd: b}}); err != nil {
-				t.Fatal(err)
-			}
-			compacted, err := m.kv.Compact(traceutil.TODO(), m.Rev())
-			if err != nil {
-				t.Fatal(err)
-			}
-			<-compacted
-			idlePut, idleGet, _, _ := pauses(t, m, l, func() { time.Sleep(time.Second) })
-			var st Defrag
-			put, get, puts, gets := pauses(t, m, l, func() {
-				if st, err = m.Defragment(context.Background()); err != nil {
-					t.Error(err)
-				}
-				m.retired.Wait() // closing and deleting the old file may disturb, too
-			})
-			t.Logf("%d MiB -> %d MiB in %v: the switch held up writers for %v; longest put %v of %d, longest read %v of %d; without: put %v, read %v",
-				st.Before>>20, st.After>>20, st.Took.Round(time.Millisecond), st.Pause.Round(10*time.Microsecond), put, puts, get, gets, idlePut, idleGet)
-			if st.After >= st.Before*3/4 {
-				t.Errorf("%d bytes became %d", st.Before, st.After)
-			}
-			const bound = 100 * time.Millisecond
-			if put > bound+idlePut || get > bound+idleGet || st.Pause > bound {
-				t.Errorf("a pause above %v", bound)
-			}
+			quietly(t, func() error { return defragPause(t, mb) })
 		})
 	}
+}
+
+func defragPause(t *testing.T, mb int) error {
+	m, _ := open(t, t.TempDir())
+	defer m.Close()
+	l := &log{t: t}
+	const size = 16 << 10
+	n := mb << 20 / size
+	fill(t, m, l, 0, n, size)
+	// Half as much again, deleted: that is what there is to win.
+	fill(t, m, l, n, n/2, size)
+	del := &pb.InternalRaftRequest{DeleteRange: &pb.DeleteRangeRequest{Key: fmt.Appendf(nil, "/fill/%07d", n), RangeEnd: []byte("/fill/99")}}
+	b, err := Command{Kind: KindRequest, Request: del}.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.index++
+	if _, err := m.Update([]dsm.Entry{{Index: l.index, Cmd: b}}); err != nil {
+		t.Fatal(err)
+	}
+	compacted, err := m.kv.Compact(traceutil.TODO(), m.Rev())
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-compacted
+	idle, idleGets := measure(t, m, l, func() { time.Sleep(time.Second) })
+	var st Defrag
+	puts, gets := measure(t, m, l, func() {
+		if st, err = m.Defragment(context.Background()); err != nil {
+			t.Error(err)
+		}
+		m.retired.Wait() // closing and deleting the old file may disturb, too
+	})
+	t.Logf("%d MiB -> %d MiB in %v, the switch held up writers for %v\nputs:  %v; without: %v\nreads: %v; without: %v",
+		st.Before>>20, st.After>>20, st.Took.Round(time.Millisecond), st.Pause.Round(10*time.Microsecond), puts, idle, gets, idleGets)
+	if st.After >= st.Before*3/4 {
+		t.Errorf("%d bytes became %d", st.Before, st.After)
+	}
+	const bound = 100 * time.Millisecond
+	if puts.worst() > bound || gets.worst() > bound || st.Pause > bound {
+		return fmt.Errorf("a pause above %v", bound)
+	}
+	return nil
 }
 
 // A snapshot that is being installed ends a defragmentation; so does Close.

@@ -40,6 +40,10 @@ const (
 	// Lease bookkeeping of the primary; etcd's defaults.
 	leaseCheckpointInterval = 5 * time.Minute
 	leaseRetryInterval      = 3 * time.Second
+	// compactionBatch is how many revisions a compaction looks at in one go, with
+	// writers waiting. Etcd's 1000 hold them up twice as long (measured: p99 of a put
+	// 27 ms, with 300 15 ms), 100 take twice the time again.
+	compactionBatch = 300
 )
 
 // Config of a Machine.
@@ -158,7 +162,7 @@ func (m *Machine) Open(<-chan struct{}) (uint64, error) {
 		CheckpointPersist:          true,
 		ExpiredLeasesRetryInterval: leaseRetryInterval,
 	})
-	m.kv = etcdmvcc.New(m.zap, be, m.lessor, etcdmvcc.StoreConfig{})
+	m.kv = etcdmvcc.New(m.zap, be, m.lessor, etcdmvcc.StoreConfig{CompactionBatchLimit: compactionBatch})
 	if m.cfg.Checkpoint != nil {
 		m.lessor.SetCheckpointer(m.cfg.Checkpoint)
 	}

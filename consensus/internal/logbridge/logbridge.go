@@ -26,9 +26,20 @@ func OrDiscard(l *slog.Logger) *slog.Logger {
 
 // Zap returns a zap logger that writes to l, one level lower for information
 // (see the package comment). Fatal entries panic instead of ending the process:
-// a stack trace is worth more than a quiet exit.
+// a stack trace is worth more than a quiet exit. The panic says what the entry
+// said, also where the log is discarded.
 func Zap(l *slog.Logger) *zap.Logger {
-	return zap.New(&core{h: OrDiscard(l).Handler()}, zap.WithFatalHook(zapcore.WriteThenPanic))
+	return zap.New(&core{h: OrDiscard(l).Handler()}, zap.WithFatalHook(fatal{}), zap.WithPanicHook(fatal{}))
+}
+
+type fatal struct{}
+
+func (fatal) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
+	text := e.Message
+	for _, a := range attrs(fields) {
+		text += fmt.Sprintf("; %s: %v", a.Key, a.Value)
+	}
+	panic(text)
 }
 
 type core struct{ h slog.Handler }
