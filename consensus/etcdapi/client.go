@@ -18,23 +18,6 @@ import (
 // keep-alive; the value of etcd's own in-process client.
 const keepAliveTimeout = time.Second
 
-type clusterServer struct {
-	pb.UnimplementedClusterServer
-	r Replica
-}
-
-// NewCluster returns the Cluster service of a replica: it lists the members.
-// They are changed by package members alone.
-func NewCluster(r Replica) pb.ClusterServer { return &clusterServer{r: r} }
-
-func (s *clusterServer) MemberList(ctx context.Context, _ *pb.MemberListRequest) (*pb.MemberListResponse, error) {
-	members, err := s.r.Members(ctx)
-	if err != nil {
-		return nil, Error(err)
-	}
-	return &pb.MemberListResponse{Header: header(s.r, 0), Members: members}, nil
-}
-
 // NewClient returns a client of the replica in this process: no socket, no
 // marshalling, requests and responses are passed by pointer. The values of a
 // request's context reach the server. It does not retry, and needs to be closed.

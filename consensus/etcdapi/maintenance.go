@@ -46,7 +46,7 @@ func (s *maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*p
 		resp.Errors = append(resp.Errors, rpctypes.ErrNoLeader.Error())
 		return resp, nil
 	}
-	members, err := s.r.Members(ctx)
+	members, err := s.r.Members(ctx, false)
 	if err != nil {
 		resp.Errors = append(resp.Errors, err.Error())
 	}

@@ -49,8 +49,8 @@ type Replica interface {
 	// RenewLease and LeaseTTL are answered by the primary lessor, wherever it is.
 	RenewLease(ctx context.Context, id int64) (ttl int64, err error)
 	LeaseTTL(ctx context.Context, id int64, keys bool) (*pb.LeaseTimeToLiveResponse, error)
-	// Members reads the membership, linearizably.
-	Members(context.Context) ([]*pb.Member, error)
+	// Members lists the members: as of now, or as this replica last read them.
+	Members(ctx context.Context, linearizable bool) ([]*pb.Member, error)
 	TransferLeader(ctx context.Context, to uint64) error
 	// NextID returns a number that no other call in the cluster returns.
 	NextID() uint64

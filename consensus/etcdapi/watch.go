@@ -14,6 +14,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	etcdmvcc "go.etcd.io/etcd/server/v3/storage/mvcc"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 )
 
 const (
@@ -31,6 +32,7 @@ const (
 type watchServer struct {
 	r        Replica
 	progress time.Duration
+	keys     *keyGuard // nil in process
 }
 
 // NewWatch returns the Watch service of a replica. Idle watches that asked for it
@@ -51,7 +53,7 @@ func (s *watchServer) Watch(stream pb.Watch_WatchServer) error {
 	}
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	w := &watchStream{
-		r: s.r, stream: stream, ctx: ctx, events: events, wake: make(chan struct{}, 1),
+		r: s.r, keys: s.keys, stream: stream, ctx: ctx, events: events, wake: make(chan struct{}, 1),
 		options: map[etcdmvcc.WatchID]*watchOptions{}, progress: s.progress,
 	}
 	var wg sync.WaitGroup
@@ -135,6 +137,7 @@ type watchOptions struct {
 // stream, and with it every watch of the client, for ever.
 type watchStream struct {
 	r        Replica
+	keys     *keyGuard
 	stream   pb.Watch_WatchServer
 	ctx      context.Context
 	events   etcdmvcc.WatchStream
@@ -234,6 +237,11 @@ func (w *watchStream) create(q *pb.WatchCreateRequest) *pb.WatchResponse {
 	}
 	if q.StartRevision < 0 {
 		return refuse(rpctypes.ErrCompacted)
+	}
+	if w.keys != nil {
+		if err := w.keys.check(q.Key, q.RangeEnd); err != nil {
+			return refuse(errors.New(status.Convert(err).Message()))
+		}
 	}
 	key, end := q.Key, q.RangeEnd
 	if len(key) == 0 {

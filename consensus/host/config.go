@@ -68,6 +68,9 @@ type Config struct {
 	// Shards is the table of all shards. Default shard.Default().
 	Shards shard.Table
 
+	// Etcd serves etcd's API over gRPC. Default: not at all.
+	Etcd EtcdConfig
+
 	// RTT is the unit of Raft's clock; default 50 ms. Elections start after
 	// ElectionRTT to 2*ElectionRTT units of silence (default 10, so 0.5 to 1 s: a
 	// dead leader costs about a second), heartbeats are sent every HeartbeatRTT
@@ -120,6 +123,7 @@ func (c *Config) setDefaults() {
 		}
 	}
 	c.Space.SetDefaults()
+	c.Etcd.setDefaults()
 	if c.RequestTimeout == 0 {
 		c.RequestTimeout = 5*time.Second + 2*c.electionTimeout()
 	}
@@ -183,6 +187,9 @@ func (c Config) Validate() error {
 	}
 	if err := c.Disk.validate(); err != nil {
 		errs = append(errs, err)
+	}
+	if err := c.Etcd.validate(len(c.Shards.Shards())); err != nil {
+		bad("Etcd: %w", err)
 	}
 	if len(errs) > 0 {
 		return fmt.Errorf("host config: %w", errors.Join(errs...))

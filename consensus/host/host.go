@@ -61,6 +61,8 @@ type Host struct {
 	replicas map[shard.ID]*replica
 	subs     map[chan struct{}]bool
 	closed   bool
+	// endpoints are the addresses of etcd's API by shard.
+	endpoints map[shard.ID][]string
 }
 
 // New opens the store's directory, starts the transport and every replica that
@@ -108,6 +110,9 @@ func New(cfg Config) (*Host, error) {
 	close(h.opened)
 	h.wg.Go(h.defragLoop)
 	h.wg.Go(h.probeDisk)
+	if len(h.cfg.Etcd.Addresses) > 0 {
+		h.wg.Go(h.serveLoop)
+	}
 	return h, nil
 }
 

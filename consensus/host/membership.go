@@ -93,10 +93,13 @@ func (r *replica) readMembership(ctx context.Context) (*dragonboat.Membership, e
 }
 
 // Members implements etcdapi.Replica.
-func (r *replica) Members(ctx context.Context) ([]*pb.Member, error) {
-	m, err := r.readMembership(ctx)
-	if err != nil {
-		return nil, err
+func (r *replica) Members(ctx context.Context, linearizable bool) ([]*pb.Member, error) {
+	m := r.membership.Load()
+	if linearizable || m == nil {
+		var err error
+		if m, err = r.readMembership(ctx); err != nil {
+			return nil, err
+		}
 	}
 	var out []*pb.Member
 	add := func(set map[uint64]string, learner bool) {
@@ -105,6 +108,7 @@ func (r *replica) Members(ctx context.Context) ([]*pb.Member, error) {
 			if addr, ok := r.h.cfg.Resolve(target); ok {
 				x.PeerURLs = []string{"https://" + addr}
 			}
+			x.ClientURLs = r.h.clientURLs(target, r.shard.ID)
 			out = append(out, x)
 		}
 	}

@@ -53,7 +53,7 @@ func CheckDelete(r *pb.DeleteRangeRequest) error {
 // CheckTxn checks a transaction with everything inside it, also that no key is
 // written twice by one branch.
 func CheckTxn(r *pb.TxnRequest) error {
-	if err := checkTxnOps(r, MaxTxnOps); err != nil {
+	if err := CheckTxnOps(r, MaxTxnOps); err != nil {
 		return err
 	}
 	for _, branch := range [][]*pb.RequestOp{r.Success, r.Failure} {
@@ -64,7 +64,9 @@ func CheckTxn(r *pb.TxnRequest) error {
 	return nil
 }
 
-func checkTxnOps(r *pb.TxnRequest, budget int) error {
+// CheckTxnOps checks the operations of a transaction one by one, and that there are
+// at most budget, those of the nested transactions along one path included.
+func CheckTxnOps(r *pb.TxnRequest, budget int) error {
 	if r == nil {
 		return rpctypes.ErrGRPCKeyNotFound
 	}
@@ -99,7 +101,7 @@ func checkOp(op *pb.RequestOp, budget int) error {
 	case *pb.RequestOp_RequestDeleteRange:
 		return CheckDelete(v.RequestDeleteRange)
 	case *pb.RequestOp_RequestTxn:
-		return checkTxnOps(v.RequestTxn, budget)
+		return CheckTxnOps(v.RequestTxn, budget)
 	}
 	return rpctypes.ErrGRPCKeyNotFound // an empty operation
 }

@@ -3,7 +3,7 @@
 // etcd's own tools run against it.
 //
 // What gossip does in a node, a file does here: --peers names it, one
-// NAME=NODEHOSTID=ADDRESS a line (or comma), read again when it changes. The
+// NAME=NODEHOSTID=ADDRESS[=IP:PORT of its first etcd endpoint] a line (or comma), read again when it changes. The
 // process finds its own NodeHostID under its name. Membership is changed through
 // the admin port; see admin.go.
 package main
@@ -26,6 +26,7 @@ const closeTimeout = 5 * time.Second
 
 type options struct {
 	name, dir, listen, peers, etcd, admin, log string
+	etcdCA, etcdCert, etcdKey                  string
 
 	rtt       time.Duration
 	snapshots uint64
@@ -37,7 +38,10 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "", "directory of the store")
 	flag.StringVar(&o.listen, "listen", "127.0.0.1:0", "address of the Raft transport")
 	flag.StringVar(&o.peers, "peers", "", "file of NAME=NODEHOSTID=ADDRESS, or the list itself")
-	flag.StringVar(&o.etcd, "etcd", "", "HOST:PORT of the first shard's etcd endpoint (plaintext); the others follow it")
+	flag.StringVar(&o.etcd, "etcd", "", "IP:PORT of the first shard's etcd endpoint; the others follow it")
+	flag.StringVar(&o.etcdCA, "etcd-ca", "", "file with the CA of etcd's clients; without it the endpoints are plaintext")
+	flag.StringVar(&o.etcdCert, "etcd-cert", "", "file with the endpoints' certificate")
+	flag.StringVar(&o.etcdKey, "etcd-key", "", "file with its key")
 	flag.StringVar(&o.admin, "admin", "", "HOST:PORT of the admin endpoint")
 	flag.StringVar(&o.log, "log", "", "log to stderr from this level on (debug, info, warn, error)")
 	flag.DurationVar(&o.rtt, "rtt", 0, "unit of Raft's clock (0: the host's default)")
@@ -76,7 +80,12 @@ func run(ctx context.Context, o options) error {
 	if !ok {
 		return fmt.Errorf("node %q is not among the peers", o.name)
 	}
+	etcd, err := o.etcdConfig(ps)
+	if err != nil {
+		return err
+	}
 	h, err := host.New(host.Config{
+		Etcd:     etcd,
 		NodeName: o.name, NodeHostID: id, Dir: o.dir, ListenAddr: o.listen,
 		Resolve: ps.resolve, Peers: ps.ids, Name: ps.name,
 		RTT: o.rtt, SnapshotEntries: o.snapshots, CompactionOverhead: o.snapshots / 2, Logger: log,
@@ -102,13 +111,6 @@ func run(ctx context.Context, o options) error {
 
 // serve runs the endpoints until ctx ends or one of them fails.
 func serve(ctx context.Context, h *host.Host, o options) error {
-	if o.etcd != "" {
-		e, err := serveEtcd(h, o.etcd)
-		if err != nil {
-			return err
-		}
-		defer e.close()
-	}
 	failed := make(chan error, 1)
 	if o.admin != "" {
 		a, err := serveAdmin(h, o.admin, failed)

@@ -12,7 +12,7 @@ import (
 // peersPoll is how often the file is looked at: news spread as fast as in gossip.
 const peersPoll = 100 * time.Millisecond
 
-type peer struct{ name, id, addr string }
+type peer struct{ name, id, addr, etcd string }
 
 // peers stands for gossip.
 type peers struct {
@@ -47,10 +47,14 @@ func openPeers(s string) (*peers, error) {
 func parsePeers(s string) (out []peer, err error) {
 	for _, f := range strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == '\n' }) {
 		v := strings.Split(strings.TrimSpace(f), "=")
-		if len(v) != 3 {
-			return nil, fmt.Errorf("peer %q is not NAME=NODEHOSTID=ADDRESS", f)
+		if len(v) != 3 && len(v) != 4 {
+			return nil, fmt.Errorf("peer %q is not NAME=NODEHOSTID=ADDRESS[=ETCD]", f)
 		}
-		out = append(out, peer{v[0], v[1], v[2]})
+		x := peer{name: v[0], id: v[1], addr: v[2]}
+		if len(v) == 4 {
+			x.etcd = v[3]
+		}
+		out = append(out, x)
 	}
 	return out, nil
 }
