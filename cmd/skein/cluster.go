@@ -103,6 +103,7 @@ func (s *statusCmd) Run(ctx context.Context) error {
 		for _, x := range st.Shards {
 			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t%s\n", x.Name, orDash(x.Leader), x.Term, x.Applied, x.Role, orDash(strings.Join(x.Voters, ",")), orDash(strings.Join(x.Spares, ",")))
 		}
+		printPlacement(w, st)
 		fmt.Fprintln(w, "\nPART\tHEALTH\tDETAIL")
 		for _, p := range st.Parts {
 			h := "ok"
@@ -121,6 +122,28 @@ func (s *statusCmd) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// printPlacement says why each node votes or not, what comes next, and what cannot be done.
+func printPlacement(w io.Writer, st client.Status) {
+	if st.Placement == nil {
+		if st.PlacementError != "" {
+			fmt.Fprintf(w, "\nwhy nodes vote or not is not known: %s\n", st.PlacementError)
+		}
+		return
+	}
+	fmt.Fprintln(w, "\nNODE\tZONE\tVOTES?")
+	for _, n := range st.Placement.Nodes {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", n.Node, orDash(n.Zone), n.Why)
+	}
+	for _, p := range st.Placement.Shards {
+		if p.Next != "" {
+			fmt.Fprintf(w, "next in %s: %s\n", p.Shard, p.Next)
+		}
+		for _, b := range p.Blocked {
+			fmt.Fprintf(w, "blocked in %s: %s\n", p.Shard, b)
+		}
+	}
 }
 
 type tokenCmd struct {

@@ -50,6 +50,26 @@ type Shard struct {
 	Spares  []string `json:"spares,omitempty"`
 }
 
+// Placement is what the leader has decided about the replicas of the store.
+type Placement struct {
+	Nodes  []NodePlacement `json:"nodes"`
+	Shards []ShardPlan     `json:"shards"`
+}
+
+// NodePlacement says why a node votes, or why not.
+type NodePlacement struct {
+	Node string `json:"node"`
+	Zone string `json:"zone,omitempty"`
+	Why  string `json:"why"`
+}
+
+// ShardPlan is the next step of a shard's membership, empty if there is none, and what cannot be done now.
+type ShardPlan struct {
+	Shard   string   `json:"shard"`
+	Next    string   `json:"next,omitempty"`
+	Blocked []string `json:"blocked,omitempty"`
+}
+
 // Part is the health of one component of the node.
 type Part struct {
 	Name    string `json:"name"`
@@ -65,6 +85,9 @@ type Status struct {
 	Uptime  float64 `json:"uptimeSeconds"`
 	Shards  []Shard `json:"shards"`
 	Parts   []Part  `json:"parts"`
+	// Placement is the leader's word on the voters; nil with PlacementError if it could not be had.
+	Placement      *Placement `json:"placement,omitempty"`
+	PlacementError string     `json:"placementError,omitempty"`
 }
 
 // Token describes a join token; Text (the secret) is set only in the answer to its creation.

@@ -55,7 +55,7 @@ func (n *node) controlHandler() http.Handler {
 		})
 	}
 	handle("GET /skein/v1/members", func(*http.Request) (any, error) { return n.members(), nil })
-	handle("GET /skein/v1/status", func(*http.Request) (any, error) { return n.status(), nil })
+	handle("GET /skein/v1/status", func(r *http.Request) (any, error) { return n.status(r.Context()), nil })
 	handle("GET /skein/v1/tokens", n.listTokens)
 	handle("POST /skein/v1/tokens", n.createToken)
 	handle("DELETE /skein/v1/tokens/{id}", n.revokeToken)
@@ -152,7 +152,7 @@ func (n *node) members() []client.Member {
 	return out
 }
 
-func (n *node) status() client.Status {
+func (n *node) status(ctx context.Context) client.Status {
 	s := client.Status{Node: n.cfg.Name, Cluster: n.id.ClusterID, Version: version.Get().GitVersion, Uptime: time.Since(n.started).Seconds()}
 	names := func(ms []host.Member) (out []string) {
 		for _, m := range ms {
@@ -169,6 +169,12 @@ func (n *node) status() client.Status {
 			n.rolesFromGossip(&shard)
 		}
 		s.Shards = append(s.Shards, shard)
+		if x.Shard == systemShard && shard.Leader != "" {
+			var err error
+			if s.Placement, err = n.placement(ctx, shard.Leader); err != nil {
+				s.PlacementError = err.Error()
+			}
+		}
 	}
 	s.Parts = n.parts.list()
 	return s

@@ -198,6 +198,7 @@ func (n *node) obey(ctx context.Context, x order) error {
 func (n *node) nodeHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+ringPath, n.serveRing)
+	mux.HandleFunc("GET "+votersPath, n.serveVoters)
 	mux.HandleFunc("POST "+replicaPath, func(w http.ResponseWriter, r *http.Request) {
 		if _, err := peerID(r); err != nil {
 			writeRefusal(w, refusal(http.StatusForbidden, "only nodes of this cluster may give orders: %v", err))
