@@ -35,6 +35,7 @@ type CLI struct {
 	Members    membersCmd    `cmd:"" group:"cluster" help:"The nodes, as this node's gossip sees them."`
 	Status     statusCmd     `cmd:"" group:"cluster" help:"The store's shards and the health of each part of this node."`
 	Token      tokenCmd      `cmd:"" group:"cluster" help:"Join tokens."`
+	Store      storeCmd      `cmd:"" group:"cluster" help:"The store, for etcd's own tools."`
 	Keys       keysCmd       `cmd:"" group:"cluster" help:"The keys that seal Secrets in the store."`
 	Kubeconfig kubeconfigCmd `cmd:"" group:"cluster" help:"Print an administrator's kubeconfig."`
 	Backup     backupCmd     `cmd:"" group:"cluster" help:"Back the whole cluster up into a file, and check such files."`

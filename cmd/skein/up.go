@@ -34,6 +34,7 @@ type nodeFlags struct {
 	ServiceCIDR   string            `name:"service-cidr" help:"Service addresses of the cluster (first node only)." env:"SKEIN_SERVICE_CIDR" default:"10.96.0.0/16"`
 	ClusterDomain string            `help:"DNS domain of the cluster (first node only)." env:"SKEIN_CLUSTER_DOMAIN" default:"cluster.local"`
 	EvictionGrace time.Duration     `help:"How long pods stay on a dead node before others replace them." env:"SKEIN_EVICTION_GRACE" default:"10s"`
+	EtcdPort      int               `help:"Port at which the first shard of the store is served as etcd, to administrators; the others take those behind it. -1: not at all." env:"SKEIN_ETCD_PORT" default:"7950"`
 	StoreQuota    int64             `help:"What each shard of the store may have in use, in MiB; negative for no bound. The same on all nodes." env:"SKEIN_STORE_QUOTA" default:"2048"`
 	Seal          []string          `help:"Resources whose objects are sealed in the store, beside Secrets (RESOURCE or RESOURCE.GROUP; the same on all nodes)." env:"SKEIN_SEAL"`
 	KeySettle     time.Duration     `hidden:"" help:"How long a key rotation waits for earlier requests to end." env:"SKEIN_KEY_SETTLE"`
@@ -48,7 +49,7 @@ func (f *nodeFlags) config() (daemon.Config, error) {
 	c := daemon.Config{
 		Name: strings.ToLower(f.Name), StateDir: f.StateDir, Zone: f.Zone, Labels: f.Label, Voter: f.Voter, Profile: f.Profile,
 		CRIEndpoint: f.CRIEndpoint, CNIDir: f.CNIDir, CNIBinDir: f.CNIBinDir, CgroupRoot: f.CgroupRoot, ServiceCgroup: f.ServiceCgroup, Uplink: f.Uplink, ClusterDomain: f.ClusterDomain,
-		EvictionGrace: f.EvictionGrace, StoreQuota: f.StoreQuota, KeySettle: f.KeySettle, ReplaceAfter: f.ReplaceAfter, Out: os.Stdout,
+		EvictionGrace: f.EvictionGrace, EtcdPort: f.EtcdPort, StoreQuota: f.StoreQuota, KeySettle: f.KeySettle, ReplaceAfter: f.ReplaceAfter, Out: os.Stdout,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	}
 	for _, r := range f.Seal {

@@ -280,6 +280,21 @@ func (c *Client) Kubeconfig(ctx context.Context, server string) (b []byte, err e
 	return b, c.do(ctx, http.MethodGet, "kubeconfig?server="+url.QueryEscape(server), nil, &b)
 }
 
+// EtcdAccess is what etcd's tools need to reach the store.
+type EtcdAccess struct {
+	// Endpoints are URLs by shard.
+	Endpoints map[string][]string `json:"endpoints"`
+	// CA of the servers, and an administrator's certificate and key, in PEM.
+	CA   []byte `json:"ca"`
+	Cert []byte `json:"cert"`
+	Key  []byte `json:"key"`
+}
+
+// EtcdAccess returns where the store is served as etcd, and credentials for it.
+func (c *Client) EtcdAccess(ctx context.Context) (a EtcdAccess, err error) {
+	return a, c.do(ctx, http.MethodGet, "store/etcd", nil, &a)
+}
+
 // BackupPath is where a node hands out backups.
 const BackupPath = "/skein/v1/backup"
 

@@ -28,8 +28,8 @@ const backupPath = client.BackupPath
 // rootKey marks requests of the control socket, which only root can open.
 type rootKey struct{}
 
-// mayReadAll refuses whoever may not read every secret of the cluster: a backup is all of them.
-func mayReadAll(ctx context.Context) error {
+// mayReadAll refuses whoever may not read every secret of the cluster, which is what holds or opens.
+func mayReadAll(ctx context.Context, what, do string) error {
 	if ctx.Value(rootKey{}) != nil {
 		return nil
 	}
@@ -40,13 +40,13 @@ func mayReadAll(ctx context.Context) error {
 		}
 		who = u.GetName()
 	}
-	return refusal(http.StatusForbidden, "a backup holds every secret of the cluster: only members of the group %s and root on a node may make one, not %s", user.SystemPrivilegedGroup, who)
+	return refusal(http.StatusForbidden, "%s every secret of the cluster: only members of the group %s and root on a node may %s, not %s", what, user.SystemPrivilegedGroup, do, who)
 }
 
 // serveBackup streams a backup. What goes wrong after the first byte breaks the connection, so that nobody takes the rest for whole;
 // the file's own end says the same.
 func (n *node) serveBackup(w http.ResponseWriter, r *http.Request) {
-	err := mayReadAll(r.Context())
+	err := mayReadAll(r.Context(), "a backup holds", "make one")
 	var q client.BackupRequest
 	if err == nil {
 		if err = json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&q); err != nil {

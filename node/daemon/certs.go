@@ -47,15 +47,7 @@ func (m *minted) agentClientCert(a *identity.Authority, now time.Time) (*tls.Cer
 
 // kubeconfig makes an administrator's credentials for the API at server.
 func kubeconfig(a *identity.Authority, server string, now time.Time) ([]byte, error) {
-	cert, err := a.IssueClient("skein:admin", []string{"system:masters"}, adminTTL, now)
-	if err != nil {
-		return nil, fmt.Errorf("kubeconfig: %w", err)
-	}
-	k, ok := cert.PrivateKey.(*ecdsa.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("kubeconfig: a %T is no ECDSA key", cert.PrivateKey)
-	}
-	key, err := identity.EncodeKey(k)
+	cert, key, err := adminPEM(a, now)
 	if err != nil {
 		return nil, fmt.Errorf("kubeconfig: %w", err)
 	}
@@ -63,12 +55,26 @@ func kubeconfig(a *identity.Authority, server string, now time.Time) ([]byte, er
 	c := clientcmdapi.NewConfig()
 	c.Clusters[name] = &clientcmdapi.Cluster{Server: server, CertificateAuthorityData: a.CertPEM()}
 	c.AuthInfos[name] = &clientcmdapi.AuthInfo{
-		ClientCertificateData: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]}),
+		ClientCertificateData: cert,
 		ClientKeyData:         key,
 	}
 	c.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name}
 	c.CurrentContext = name
 	return clientcmd.Write(*c)
+}
+
+// adminPEM makes an administrator's certificate and its key.
+func adminPEM(a *identity.Authority, now time.Time) (cert, key []byte, err error) {
+	c, err := a.IssueClient("skein:admin", []string{"system:masters"}, adminTTL, now)
+	if err != nil {
+		return nil, nil, err
+	}
+	k, ok := c.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, nil, fmt.Errorf("a %T is no ECDSA key", c.PrivateKey)
+	}
+	key, err = identity.EncodeKey(k)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Certificate[0]}), key, err
 }
 
 // serverURL is how clients call the API of a node.

@@ -49,6 +49,12 @@ func (n *node) startGossip() (*membership.Membership, error) {
 		membership.TagRaft: strconv.Itoa(raftPort), membership.TagAgent: strconv.Itoa(agentPort), membership.TagRole: "none",
 		membership.TagVersion: version.Get().GitVersion,
 	}
+	switch {
+	case n.cfg.EtcdPort < 0:
+		tags[tagEtcd] = "0"
+	case n.cfg.EtcdPort != etcdPort:
+		tags[tagEtcd] = strconv.Itoa(n.cfg.EtcdPort)
+	}
 	if n.cfg.Zone != "" {
 		tags[membership.TagZone] = n.cfg.Zone
 	}
@@ -156,6 +162,7 @@ func (n *node) startHost() (*host.Host, error) {
 		},
 		VerifyGeneration: n.verifyGeneration,
 		Full:             n.disk.err,
+		Etcd:             n.etcdConfig(),
 		Space:            space.Config{Quota: n.cfg.StoreQuota << 20},
 		Logger:           n.log.With("part", "store"),
 	})

@@ -12,6 +12,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"skein.io/skein/consensus/shard"
 	"skein.io/skein/gossip/identity"
 	"skein.io/skein/node/cri"
 )
@@ -61,6 +62,9 @@ type Config struct {
 	KeySettle time.Duration
 	// EvictionGrace is how long pods stay bound to a dead node. Default 10 s.
 	EvictionGrace time.Duration
+	// EtcdPort is where the first shard of the store is served as etcd, to administrators, while this node holds a replica; the other
+	// shards take the ports behind it. Default 7950; negative: the store is not served.
+	EtcdPort int
 	// StoreQuota bounds what each shard of the store may have in use, in MiB; it should be the same on all nodes. Default 2048,
 	// as etcd; negative: no bound.
 	StoreQuota int64
@@ -108,6 +112,9 @@ func (c *Config) setDefaults() {
 	if c.EvictionGrace == 0 {
 		c.EvictionGrace = 10 * time.Second
 	}
+	if c.EtcdPort == 0 {
+		c.EtcdPort = etcdPort
+	}
 	if c.StoreQuota == 0 {
 		c.StoreQuota = 2048
 	}
@@ -139,6 +146,9 @@ func (c *Config) Validate() error {
 	}
 	if !filepath.IsAbs(c.StateDir) {
 		bad("state directory %q: want an absolute path", c.StateDir)
+	}
+	if last := c.EtcdPort + len(shard.Default().Shards()) - 1; last > 65535 {
+		bad("etcd port %d: the last shard's would be %d, above 65535", c.EtcdPort, last)
 	}
 	if c.StoreQuota >= 0 && c.StoreQuota < 16 {
 		bad("store quota %d MiB: want 16 at least, or a negative number for none", c.StoreQuota)

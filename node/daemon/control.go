@@ -62,6 +62,7 @@ func (n *node) controlHandler() http.Handler {
 	handle("GET /skein/v1/kubeconfig", n.kubeconfig)
 	handle("GET /skein/v1/keys", n.keysStatus)
 	handle("POST /skein/v1/keys/rotate", n.rotateKeys)
+	handle("GET /skein/v1/store/etcd", n.etcdAccess)
 	handle("POST /skein/v1/leave", n.leave)
 	mux.HandleFunc("POST "+client.BackupPath, n.serveBackup)
 	return mux

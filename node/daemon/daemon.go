@@ -64,6 +64,7 @@ type node struct {
 	voters  *members.Manager
 	api     apiServer
 	front   *front.Front
+	minter  front.Minter
 	desired *desired.Store
 	client  *kubernetes.Clientset
 	restCfg *rest.Config
@@ -153,6 +154,7 @@ func (n *node) run(ctx context.Context) (err error) {
 		return err
 	}
 	closers = append(closers, func() { n.logIf("stop gossip", n.gossip.Shutdown()) })
+	n.prepareMinter()
 	if n.host, err = n.startHost(); err != nil {
 		return err
 	}

@@ -18,6 +18,18 @@ import (
 	"skein.io/skein/node/api/front"
 )
 
+// prepareMinter sets up what makes the API's serving certificate, which the store's endpoints show too.
+func (n *node) prepareMinter() {
+	n.minter.ServiceIP, n.minter.Domain = n.id.Cluster.ServiceCIDR.Masked().Addr().Next(), n.id.Cluster.Domain
+	n.minter.Members = func() (names []string, ips []netip.Addr) {
+		for _, m := range n.gossip.Members() {
+			names, ips = append(names, m.Name), append(ips, m.Addr)
+		}
+		return names, ips
+	}
+	n.minter.Issue = n.issueServer
+}
+
 // newFront listens on the API's port at the node's address and on the loopback.
 func (n *node) newFront() (*front.Front, error) {
 	var ls []net.Listener
@@ -34,15 +46,6 @@ func (n *node) newFront() (*front.Front, error) {
 		}
 		ls = append(ls, l)
 	}
-	var minter front.Minter
-	minter.ServiceIP, minter.Domain = n.id.Cluster.ServiceCIDR.Masked().Addr().Next(), n.id.Cluster.Domain
-	minter.Members = func() (names []string, ips []netip.Addr) {
-		for _, m := range n.gossip.Members() {
-			names, ips = append(names, m.Name), append(ips, m.Addr)
-		}
-		return names, ips
-	}
-	minter.Issue = n.issueServer
 	f, err := front.New(front.Config{
 		NodeName: n.cfg.Name, Listeners: ls,
 		Local: func() http.Handler {
@@ -52,7 +55,7 @@ func (n *node) newFront() (*front.Front, error) {
 			return nil
 		},
 		Replicas: n.frontTargets, Changed: n.gossip.Subscribe,
-		ServingCert: minter.Cert,
+		ServingCert: n.minter.Cert,
 		NodeCert:    func() (*tls.Certificate, error) { c := n.id.Certificate(); return &c, nil },
 		ClientCA:    n.id.Pool(),
 		Reason:      n.storeReason,

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"skein.io/skein/consensus/shard"
 	"skein.io/skein/datapath/loader"
 	"skein.io/skein/node/cri"
 )
@@ -55,7 +56,7 @@ func preflight(ctx context.Context, cfg Config) error {
 	if !hasAddress(cfg.Address) {
 		errs = append(errs, fmt.Errorf("%s is not an address of this machine: choose one of those that 'ip -brief address' shows with --address", cfg.Address))
 	} else {
-		errs = append(errs, portsFree(cfg.Address))
+		errs = append(errs, portsFree(cfg.Address, cfg.EtcdPort))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("this machine cannot run a node:\n%w", err)
@@ -77,19 +78,27 @@ func hasAddress(a netip.Addr) bool {
 }
 
 // portsFree says which of the node's ports another program holds.
-func portsFree(a netip.Addr) error {
-	var errs []error
-	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	for _, p := range []struct {
+func portsFree(a netip.Addr, etcd int) error {
+	type port struct {
 		network string
 		addr    netip.AddrPort
 		what    string
-	}{
+	}
+	loopback := loopbackAddr
+	ports := []port{
 		{"tcp", netip.AddrPortFrom(a, apiPort), "API"}, {"tcp", netip.AddrPortFrom(loopback, apiPort), "API"},
 		{"tcp", netip.AddrPortFrom(a, gossipPort), "gossip"}, {"udp", netip.AddrPortFrom(a, gossipPort), "gossip"},
 		{"tcp", netip.AddrPortFrom(a, raftPort), "Raft"}, {"tcp", netip.AddrPortFrom(a, agentPort), "agent"},
 		{"tcp", dnsAddr, "DNS"}, {"udp", dnsAddr, "DNS"},
-	} {
+	}
+	for i, s := range shard.Default().Shards() {
+		if etcd > 0 {
+			p := uint16(etcd + i)
+			ports = append(ports, port{"tcp", netip.AddrPortFrom(a, p), "etcd of shard " + s.Name}, port{"tcp", netip.AddrPortFrom(loopback, p), "etcd of shard " + s.Name})
+		}
+	}
+	var errs []error
+	for _, p := range ports {
 		err := portFree(p.network, p.addr)
 		if errors.Is(err, syscall.EADDRINUSE) {
 			do := "stop it"
