@@ -353,6 +353,7 @@ func (c *cluster) whole() map[string]string {
 		}
 		last = fmt.Errorf("hashes %v", hashes)
 	}
+	c.describe()
 	c.t.Fatalf("the nodes do not come to the same state: %v", last)
 	return nil
 }
@@ -394,6 +395,14 @@ func (c *cluster) describe() {
 			b, _ := io.ReadAll(resp.Body)
 			_ = resp.Body.Close()
 			c.t.Logf("%s: %s", n.name, b)
+		}
+		if dir := os.Getenv("SKEIN_KEEP"); dir != "" {
+			if resp, err := client.Get("http://" + n.admin + "/pprof/goroutine?debug=2"); err == nil {
+				b, _ := io.ReadAll(resp.Body)
+				_ = resp.Body.Close()
+				_ = os.WriteFile(filepath.Join(dir, n.name+".goroutines"), b, 0o600)
+			}
+			_ = exec.Command("cp", "-r", n.disk.path("store"), filepath.Join(dir, n.name+".store")).Run()
 		}
 	}
 }
