@@ -37,6 +37,7 @@ type nodeFlags struct {
 	EtcdPort      int               `help:"Port at which the first shard of the store is served as etcd, to administrators; the others take those behind it. -1: not at all." env:"SKEIN_ETCD_PORT" default:"7950"`
 	StoreQuota    int64             `help:"What each shard of the store may have in use, in MiB; negative for no bound. The same on all nodes." env:"SKEIN_STORE_QUOTA" default:"2048"`
 	Seal          []string          `help:"Resources whose objects are sealed in the store, beside Secrets (RESOURCE or RESOURCE.GROUP; the same on all nodes)." env:"SKEIN_SEAL"`
+	CertTTL       time.Duration     `name:"cert-ttl" hidden:"" help:"Life of the certificates of nodes that this node signs." env:"SKEIN_CERT_TTL"`
 	KeySettle     time.Duration     `hidden:"" help:"How long a key rotation waits for earlier requests to end." env:"SKEIN_KEY_SETTLE"`
 	LogLevel      string            `help:"debug, info, warn or error." enum:"debug,info,warn,error" env:"SKEIN_LOG_LEVEL" default:"info"`
 }
@@ -50,7 +51,8 @@ func (f *nodeFlags) config() (daemon.Config, error) {
 		Name: strings.ToLower(f.Name), StateDir: f.StateDir, Zone: f.Zone, Labels: f.Label, Voter: f.Voter, Profile: f.Profile,
 		CRIEndpoint: f.CRIEndpoint, CNIDir: f.CNIDir, CNIBinDir: f.CNIBinDir, CgroupRoot: f.CgroupRoot, ServiceCgroup: f.ServiceCgroup, Uplink: f.Uplink, ClusterDomain: f.ClusterDomain,
 		EvictionGrace: f.EvictionGrace, EtcdPort: f.EtcdPort, StoreQuota: f.StoreQuota, KeySettle: f.KeySettle, ReplaceAfter: f.ReplaceAfter, Out: os.Stdout,
-		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+		CertTTL: f.CertTTL,
+		Logger:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	}
 	for _, r := range f.Seal {
 		c.Sealed = append(c.Sealed, schema.ParseGroupResource(r))

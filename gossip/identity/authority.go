@@ -36,6 +36,8 @@ var ErrBadCSR = errors.New("certificate request refused")
 type Authority struct {
 	Cert *x509.Certificate
 	Key  *ecdsa.PrivateKey
+	// NodeTTL is the life of nodes' certificates; zero: one year.
+	NodeTTL time.Duration
 }
 
 // NewAuthority makes the CA of a new cluster, valid for ten years from now. The cluster's id is part of its name.
@@ -112,7 +114,10 @@ func CAClusterID(ca *x509.Certificate) string {
 // CertHash is the SHA-256 of the certificate's DER form.
 func CertHash(cert *x509.Certificate) [sha256.Size]byte { return sha256.Sum256(cert.Raw) }
 
-// SignNode makes the certificate of the node called name, for one year, valid for the node's name, its addresses and the
+// Life is for how long a certificate that was made here is valid from the moment of its making.
+func Life(cert *x509.Certificate) time.Duration { return cert.NotAfter.Sub(cert.NotBefore) - backdate }
+
+// SignNode makes the certificate of the node called name, for NodeTTL, valid for the node's name, its addresses and the
 // loopback. Of the request only the key is used, after its signature, its kind (ECDSA P-256) and its subject were checked:
 // what the node may be is the caller's decision, not the request's. A refusal of the request wraps [ErrBadCSR], one of the name
 // [ErrBadName].
@@ -135,7 +140,11 @@ func (a *Authority) SignNode(csr *x509.CertificateRequest, name string, ips []ne
 		}
 		template.IPAddresses = append(template.IPAddresses, ip.Unmap().AsSlice())
 	}
-	return a.sign(template, csr.PublicKey.(*ecdsa.PublicKey), nodeValidity, now)
+	ttl := a.NodeTTL
+	if ttl == 0 {
+		ttl = nodeValidity
+	}
+	return a.sign(template, csr.PublicKey.(*ecdsa.PublicKey), ttl, now)
 }
 
 func checkNodeCSR(csr *x509.CertificateRequest, name string) error {

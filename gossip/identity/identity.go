@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 )
 
 // GossipKeySize is the length of the gossip key in bytes: AES-256.
@@ -72,6 +73,40 @@ type Identity struct {
 	Cluster   Cluster
 	// Seeds are gossip addresses of members at the time of the join, for the first contact; empty on the first node.
 	Seeds []netip.AddrPort
+
+	newest *atomic.Pointer[x509.Certificate] // set by Renewable
+}
+
+// ErrForeignCert says that a certificate is not one for this identity.
+var ErrForeignCert = errors.New("the certificate is not this node's")
+
+// Renewable returns a copy whose certificate can be renewed: from a call of Renew on, every connection that a TLS configuration of the
+// copy makes, also one that was asked for before, presents the new certificate. Copies of the copy share it.
+func (i *Identity) Renewable() *Identity {
+	out := *i
+	out.newest = &atomic.Pointer[x509.Certificate]{}
+	return &out
+}
+
+// Renew puts a new certificate in use. It must be for the same key, name and CA: ErrForeignCert otherwise.
+func (i *Identity) Renew(cert *x509.Certificate) error {
+	next := *i
+	next.Cert, next.newest = cert, nil
+	if err := next.Validate(); err != nil {
+		return fmt.Errorf("%w: %w", ErrForeignCert, err)
+	}
+	i.newest.Store(cert)
+	return nil
+}
+
+// Current is the certificate in use: Cert, or the one that Renew put in its place.
+func (i *Identity) Current() *x509.Certificate {
+	if i.newest != nil {
+		if c := i.newest.Load(); c != nil {
+			return c
+		}
+	}
+	return i.Cert
 }
 
 // NewGossipKey makes the key of a new cluster.
@@ -85,7 +120,8 @@ func NewGossipKey() ([]byte, error) {
 
 // Certificate is the node's certificate for TLS; the chain includes the CA, for clients that only know its hash.
 func (i *Identity) Certificate() tls.Certificate {
-	return tls.Certificate{Certificate: [][]byte{i.Cert.Raw, i.CA.Raw}, PrivateKey: i.Key, Leaf: i.Cert}
+	c := i.Current()
+	return tls.Certificate{Certificate: [][]byte{c.Raw, i.CA.Raw}, PrivateKey: i.Key, Leaf: c}
 }
 
 // Pool holds the cluster's CA, and nothing else.

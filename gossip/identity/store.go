@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -39,7 +40,7 @@ type clusterRecord struct {
 
 // Save writes the identity to dir, which is made (0700; its files 0600) if it does not exist; its parent must. The directory
 // is built aside, synced, and put in place by a rename, so that dir is always one whole identity: the former, the new one, or,
-// for a moment between two renames, the former under a name that [Load] knows.
+// for a moment between two renames, the former under a name that [Load] knows. Other files of a former identity go with it.
 func (i *Identity) Save(dir string) error {
 	if err := i.Validate(); err != nil {
 		return fmt.Errorf("identity %s: not saved, it is faulty: %w", dir, err)
@@ -71,6 +72,32 @@ func (i *Identity) Save(dir string) error {
 	}
 	return nil
 }
+
+// SaveCert replaces the certificate of the identity in dir, and nothing else there: a crash leaves the old one or the new one.
+func SaveCert(dir string, cert *x509.Certificate) error {
+	path := filepath.Join(dir, certFile)
+	fresh := path + ".new"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) { // of an interrupted call
+		return fmt.Errorf("identity file %s: %w", path, err)
+	}
+	err := writeSynced(fresh, EncodeCert(cert))
+	if err == nil {
+		err = os.Rename(fresh, path)
+	}
+	if err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil {
+		return fmt.Errorf("identity file %s: %w", path, err)
+	}
+	return nil
+}
+
+// CertPath and KeyPath are the files of the certificate and its key in the directory of an identity, for libraries that read them.
+func CertPath(dir string) string { return filepath.Join(dir, certFile) }
+
+// KeyPath see CertPath.
+func KeyPath(dir string) string { return filepath.Join(dir, keyFile) }
 
 func (i *Identity) files() (map[string][]byte, error) {
 	key, err := EncodeKey(i.Key)

@@ -21,19 +21,28 @@ var (
 	ErrWrongCA = errors.New("wrong cluster CA")
 )
 
+// present makes a configuration present the certificate in use at each handshake.
+func (i *Identity) present(c *tls.Config) *tls.Config {
+	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		cert := i.Certificate()
+		return &cert, nil
+	}
+	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.GetCertificate(nil) }
+	return c
+}
+
 // NodeServerTLS is for servers that only nodes may call: the client must show a certificate of this cluster's CA with the
 // organisation [NodesGroup]. The chain that is presented includes the CA. Consensus uses it as it is.
 func (i *Identity) NodeServerTLS() *tls.Config {
-	return &tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		Certificates: []tls.Certificate{i.Certificate()},
-		ClientAuth:   tls.RequireAndVerifyClientCert,
-		ClientCAs:    i.Pool(),
+	return i.present(&tls.Config{
+		MinVersion: tls.VersionTLS13,
+		ClientAuth: tls.RequireAndVerifyClientCert,
+		ClientCAs:  i.Pool(),
 		VerifyConnection: func(state tls.ConnectionState) error {
 			_, err := PeerNode(state)
 			return err
 		},
-	}
+	})
 }
 
 // NodeClientTLS is for calls to another node: the server must show a certificate of this cluster's CA with the organisation
@@ -41,9 +50,8 @@ func (i *Identity) NodeServerTLS() *tls.Config {
 // keeps its name when its address changes. Consensus uses it as it is.
 func (i *Identity) NodeClientTLS(expectName string) *tls.Config {
 	roots := i.Pool()
-	return &tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		Certificates: []tls.Certificate{i.Certificate()},
+	return i.present(&tls.Config{
+		MinVersion: tls.VersionTLS13,
 		// The library's check needs a host name, which says nothing here; VerifyConnection does the whole check instead,
 		// also for resumed sessions.
 		InsecureSkipVerify: true,
@@ -60,18 +68,13 @@ func (i *Identity) NodeClientTLS(expectName string) *tls.Config {
 			}
 			return nil
 		},
-	}
+	})
 }
 
 // ServerTLS presents the node's certificate and asks clients for one without insisting: whoever shows one must have it from the
 // cluster's CA, and what that client may do is the caller's business.
 func (i *Identity) ServerTLS() *tls.Config {
-	return &tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		Certificates: []tls.Certificate{i.Certificate()},
-		ClientAuth:   tls.VerifyClientCertIfGiven,
-		ClientCAs:    i.Pool(),
-	}
+	return i.present(&tls.Config{MinVersion: tls.VersionTLS13, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: i.Pool()})
 }
 
 // PinnedTLS is for a client that knows nothing of the cluster but the hash of its CA: the server must present that CA in its

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -70,7 +71,7 @@ func TestNodeTLS(t *testing.T) {
 	}
 	with := func(c *tls.Config, cert ...tls.Certificate) *tls.Config {
 		c = c.Clone()
-		c.Certificates = cert
+		c.Certificates, c.GetCertificate, c.GetClientCertificate = cert, nil, nil
 		return c
 	}
 	for _, c := range []struct {
@@ -117,6 +118,41 @@ func TestNodeTLS(t *testing.T) {
 				t.Errorf("client error %v, want %v", clientErr, c.wantWhat)
 			}
 		})
+	}
+}
+
+func TestRenewedCertificateIsPresented(t *testing.T) {
+	ca := testAuthority(t, "c1")
+	a, b := testIdentity(t, ca, "a"), testIdentity(t, ca, "b")
+	late, err := ca.SignNode(testCSR(t, b.Key, "b"), "b", nil, testNow.Add(-2*nodeValidity))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Cert = late
+	b = b.Renewable()
+	// Configurations from before the renewal.
+	server, client := b.NodeServerTLS(), b.NodeClientTLS("a")
+	for name, c := range map[string][2]*tls.Config{"server": {server, a.NodeClientTLS("b")}, "client": {a.NodeServerTLS(), client}} {
+		if s, c := shake(t, c[0], c[1]); s == nil || c == nil {
+			t.Errorf("%s: the expired certificate was accepted: %v, %v", name, s, c)
+		}
+	}
+	fresh, err := ca.SignNode(testCSR(t, b.Key, "b"), "b", nil, testNow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, cert := range map[string]*x509.Certificate{"another key": a.Cert, "no certificate": nil} {
+		if err := b.Renew(cert); !errors.Is(err, ErrForeignCert) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := b.Renew(fresh); err != nil || !b.Current().Equal(fresh) || !b.Cert.Equal(late) {
+		t.Fatalf("renewed: %v", err)
+	}
+	for name, c := range map[string][2]*tls.Config{"server": {server, a.NodeClientTLS("b")}, "client": {a.NodeServerTLS(), client}, "open": {b.ServerTLS(), a.NodeClientTLS("b")}} {
+		if s, c := shake(t, c[0], c[1]); s != nil || c != nil {
+			t.Errorf("%s: the new certificate was refused: %v, %v", name, s, c)
+		}
 	}
 }
 

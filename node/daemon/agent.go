@@ -88,7 +88,7 @@ func (n *node) serveAgent(ctx context.Context, h http.Handler) error {
 		return fmt.Errorf("agent port: %w", err)
 	}
 	return serve(ctx, &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, TLSConfig: &tls.Config{
-		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{n.id.Certificate()}, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: n.id.Pool(),
+		MinVersion: tls.VersionTLS12, GetCertificate: n.id.ServerTLS().GetCertificate, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: n.id.Pool(),
 		// Exec, attach and port-forward upgrade the connection, which HTTP/2 cannot.
 		NextProtos: []string{"http/1.1"},
 	}}, l)

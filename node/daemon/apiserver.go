@@ -212,7 +212,7 @@ func (n *node) serveAPI(ctx context.Context, clients shardClients, changed <-cha
 		Replicas:    n.replicaAddrs,
 		Extra:       map[string]http.Handler{"/skein/v1/": n.controlHandler()},
 		LongRunning: []string{backupPath},
-		Public:      map[string]http.Handler{join.Path: joins},
+		Public:      map[string]http.Handler{join.Path: joins, join.RenewPath: joins.Renewal()},
 		Logger:      n.log.With("part", "api"),
 	})
 	if err != nil {
@@ -280,6 +280,7 @@ func (n *node) clusterKeys(ctx context.Context, clients shardClients) (clusterKe
 	if err != nil {
 		return k, err
 	}
+	k.authority.NodeTTL = n.cfg.CertTTL
 	// The founder did not join through a token; its name is claimed here, so that nobody else gets it. Repeating it is harmless.
 	hash, err := identity.KeyHash(n.id.Key.Public())
 	if err != nil {

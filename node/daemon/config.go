@@ -58,6 +58,8 @@ type Config struct {
 	ClusterDomain string
 	// Sealed are resources that this node, when it serves the API, seals in the store beside Secrets. Default none.
 	Sealed []schema.GroupResource
+	// CertTTL is the life of the nodes' certificates that this node signs. Default a year; tests want less.
+	CertTTL time.Duration
 	// KeySettle is how long a rotation of the keys waits for requests from before it to end. Default keys.Settle; tests want less.
 	KeySettle time.Duration
 	// EvictionGrace is how long pods stay bound to a dead node. Default 10 s.

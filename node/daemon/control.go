@@ -320,7 +320,7 @@ func (n *node) firstJoinLine(ctx context.Context) (string, error) {
 }
 
 // joinHandler takes new nodes in; it runs on replicas.
-func (n *node) joinHandler(keys clusterKeys, c *clientv3.Client) (http.Handler, error) {
+func (n *node) joinHandler(keys clusterKeys, c *clientv3.Client) (*join.Server, error) {
 	return join.NewServer(join.ServerConfig{
 		Tokens:    join.NewTokenStore(c.KV, keys.authority.Hash()),
 		Authority: func() *identity.Authority { return keys.authority },

@@ -183,6 +183,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	start("API front", n.front.Run)
 	start("API", n.runAPI)
 	start("leadership", n.lead)
+	start("certificate", n.renewCert)
 	start("control socket", n.serveControl)
 	start("desired state", func(ctx context.Context) error { return n.desired.Run(ctx, n.client, n.cfg.Name) })
 	if n.runtime, err = n.newRuntime(); err != nil {

@@ -45,7 +45,7 @@ func (n *node) enrol(ctx context.Context, in Intent) error {
 		}
 		n.log.Info("this node is the first of a new cluster", "cluster", id.ClusterID)
 	}
-	n.id = id
+	n.id = id.Renewable()
 	if n.ring, err = openRing(n.cfg.StateDir); err != nil {
 		return err
 	}
@@ -118,6 +118,7 @@ func found(cfg Config, now time.Time) (*identity.Identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("node certificate: %w", err)
 	}
+	authority.NodeTTL = cfg.CertTTL
 	cert, err := authority.SignNode(csr, cfg.Name, []netip.Addr{cfg.Address}, now)
 	if err != nil {
 		return nil, err

@@ -7,10 +7,12 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/transport"
 
 	"skein.io/skein/gossip/health"
 	"skein.io/skein/gossip/identity"
@@ -104,19 +106,23 @@ func (n *node) storeReason() string {
 	return ""
 }
 
+// certFilesLook is how often client-go looks at the files of the certificate; its own five minutes are long for a node that comes back
+// after its certificate has expired.
+const certFilesLook = 10 * time.Second
+
 // localClient makes the client by which the node's own parts speak to the API, as the node: through the local front, so
 // it works wherever the replicas are.
 func (n *node) localClient() (*rest.Config, *kubernetes.Clientset, error) {
-	key, err := identity.EncodeKey(n.id.Key)
-	if err != nil {
-		return nil, nil, fmt.Errorf("client of the API: %w", err)
-	}
+	dir := filepath.Join(n.cfg.StateDir, "identity")
+	transport.CertCallbackRefreshDuration = certFilesLook
 	cfg := &rest.Config{
 		Host: serverURL(netip.AddrFrom4([4]byte{127, 0, 0, 1})),
 		TLSClientConfig: rest.TLSClientConfig{
 			// A node without a replica that can reach none answers 503 with its own certificate, which has no such name but
 			// is of the same CA and valid for the loopback address.
-			CAData: identity.EncodeCert(n.id.CA), CertData: identity.EncodeCert(n.id.Cert), KeyData: key,
+			CAData: identity.EncodeCert(n.id.CA),
+			// Files, as client-go looks at them again when the certificate has been renewed.
+			CertFile: identity.CertPath(dir), KeyFile: identity.KeyPath(dir),
 		},
 		ContentConfig: rest.ContentConfig{ContentType: "application/vnd.kubernetes.protobuf"},
 		UserAgent:     "skein-agent", QPS: -1, DisableCompression: true,

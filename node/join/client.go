@@ -179,7 +179,7 @@ func joinThrough(ctx context.Context, r *Request, address string) (*identity.Ide
 	// A node that reaches no replica ends TLS itself, with its node certificate, to say so. Any node can do that, a stolen one
 	// too, and none but a replica may learn the token's secret.
 	if identity.IsNodeCert(conn.ConnectionState().PeerCertificates[0]) {
-		_, err := exchange(ctx, conn, http.MethodGet, nil)
+		_, err := exchange(ctx, conn, http.MethodGet, Path, nil)
 		if err == nil {
 			err = errors.New("it gave no reason")
 		}
@@ -198,7 +198,7 @@ func joinThrough(ctx context.Context, r *Request, address string) (*identity.Ide
 	if err != nil {
 		return fail(err)
 	}
-	raw, err := exchange(ctx, conn, http.MethodPost, body)
+	raw, err := exchange(ctx, conn, http.MethodPost, Path, body)
 	if err != nil {
 		return fail(err)
 	}
@@ -240,10 +240,10 @@ func dial(ctx context.Context, address string, token identity.Token) (*tls.Conn,
 }
 
 // exchange sends one request over the connection and reads the answer. There are no redirects and no proxies.
-func exchange(ctx context.Context, conn *tls.Conn, method string, body []byte) ([]byte, error) {
+func exchange(ctx context.Context, conn *tls.Conn, method, path string, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, "https://"+conn.RemoteAddr().String()+Path, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+conn.RemoteAddr().String()+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,9 @@ import (
 // Path is where the handler is mounted on an API replica's front.
 const Path = "/skein/v1/join"
 
+// RenewPath is where certificates are renewed, on the same front.
+const RenewPath = "/skein/v1/renew"
+
 // DefaultPort of the API front.
 const DefaultPort = 6443
 
@@ -44,6 +47,7 @@ var (
 	ErrAddressTaken = errors.New("the node address is taken")
 	ErrBadRequest   = errors.New("the request was refused")
 	ErrTooMany      = errors.New("too many failed attempts")
+	ErrNotEnrolled  = errors.New("the node is not enrolled")
 )
 
 // reason is how an error travels: its name in the answer and the HTTP status. If final, another replica would say the same.
@@ -61,6 +65,7 @@ var reasons = []reason{
 	{ErrTokenUsedUp, "TokenUsedUp", http.StatusForbidden, true},
 	{ErrNameTaken, "NameTaken", http.StatusConflict, true},
 	{ErrAddressTaken, "AddressTaken", http.StatusConflict, true},
+	{ErrNotEnrolled, "NotEnrolled", http.StatusForbidden, true},
 	{identity.ErrIncompatible, "Incompatible", http.StatusConflict, true},
 	{identity.ErrBadName, "BadName", http.StatusBadRequest, true},
 	{ErrTooMany, "TooManyRequests", http.StatusTooManyRequests, false},

@@ -72,6 +72,7 @@ func newCluster(t *testing.T, edit func(*ServerConfig)) *cluster {
 		c.posts.Add(1)
 		handler.ServeHTTP(w, r)
 	})
+	mux.Handle(RenewPath, handler.Renewal())
 	c.addr = serve(t, mux, cert)
 	return c
 }

@@ -328,6 +328,28 @@ func (s *TokenStore) tryEnrol(ctx context.Context, c Claim) (done bool, err erro
 	return s.commit(ctx, conditions, writes...)
 }
 
+// Enrolled tells whether a node name was given to a key: ErrNotEnrolled if not.
+func (s *TokenStore) Enrolled(ctx context.Context, name string, keyHash [sha256.Size]byte) error {
+	if err := identity.ValidateName(name); err != nil {
+		return err
+	}
+	got, err := s.kv.Get(ctx, joinedPrefix+name)
+	if err != nil {
+		return unavailable(err)
+	}
+	if len(got.Kvs) == 0 {
+		return fmt.Errorf("%w: no node %q belongs to this cluster, or not any more; it has to join again", ErrNotEnrolled, name)
+	}
+	known, err := decodeJoined(got.Kvs[0].Value)
+	if err != nil {
+		return fmt.Errorf("node %q: %w", name, err)
+	}
+	if subtle.ConstantTimeCompare(known.KeyHash, keyHash[:]) != 1 {
+		return fmt.Errorf("%w: the name %q belongs to a node with another key", ErrNotEnrolled, name)
+	}
+	return nil
+}
+
 // Release forgets which key a node name was given to, once the node is gone for good.
 func (s *TokenStore) Release(ctx context.Context, name string) error {
 	if _, err := s.kv.Delete(ctx, joinedPrefix+name); err != nil {
