@@ -1,0 +1,5 @@
+package clock
+
+import "debug/elf"
+
+const elfMachine = elf.EM_X86_64

@@ -1,0 +1,7 @@
+//go:build !amd64
+
+package clock
+
+import "debug/elf"
+
+const elfMachine = elf.EM_NONE
