@@ -41,7 +41,7 @@ bin/skein-demo:
 # All packages but the multi-node tests run with the race detector. Those that measure time on real sockets and disks run one
 # after the other, so that they do not judge each other's load.
 PKGS = $(shell go list -tags $(TAGS) ./... | grep -v -e /test/e2e -e /node/agent/real)
-TIMED := /gossip/membership /consensus/ /datapath/loader /node/cri /test/cluster /test/store/full /node/api$$
+TIMED := /gossip/membership /consensus/ /datapath/loader /node/cri /test/cluster /test/store/full /test/store/chaos /node/api$$
 RACE = CGO_ENABLED=1 go test -race -tags $(TAGS) -ldflags "$(KUBELD)" -timeout 20m -json
 
 test: deps fmt vet build unit e2e ## everything that CI runs
@@ -76,6 +76,13 @@ bench-store: bench-store-deps ## the store compared with etcd, on this machine: 
 
 bench-store-fast: bench-store-deps ## a slice of it in about a minute; fails if the store is far slower than etcd
 	@bin/skein-bench -dir out -fast $(BENCH)
+
+# ROUNDS of all scenarios, the first with fixed seeds; SECONDS of faults each. A failure prints the line that repeats it.
+ROUNDS ?= 1
+SECONDS ?= 20
+.PHONY: chaos-store
+chaos-store: ## tortures the store: every fault, every scenario, every broken promise (test/store/chaos)
+	CHAOS_ROUNDS=$(ROUNDS) CHAOS_SECONDS=$(SECONDS) CGO_ENABLED=0 go test -tags $(TAGS) -count=1 -timeout 0 -v ./test/store/chaos/...
 
 generate: ## everything that is generated (needs clang-14, llvm-14, libbpf-dev)
 	datapath/bpf/generate.sh

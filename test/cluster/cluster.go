@@ -269,6 +269,19 @@ func (c *Cluster) Cut(ctx context.Context, a, b string) error {
 	return c.recut(ctx, func(cuts [][2]string) ([][2]string, error) { return c.st.cut(cuts, a, b) })
 }
 
+// Mute drops every packet that node from sends to node to; what comes the other way arrives. Heal ends it.
+func (c *Cluster) Mute(ctx context.Context, from, to string) error {
+	return c.recut(ctx, func(cuts [][2]string) ([][2]string, error) {
+		if _, err := c.st.cut(nil, from, to); err != nil {
+			return nil, err
+		}
+		if p := [2]string{from, to}; !slices.Contains(c.st.Mutes, p) {
+			c.st.Mutes = append(c.st.Mutes, p)
+		}
+		return cuts, nil
+	})
+}
+
 // Partition cuts every pair of nodes that are in different groups. A node in no group is not affected.
 func (c *Cluster) Partition(ctx context.Context, groups ...[]string) error {
 	return c.recut(ctx, func(cuts [][2]string) (_ [][2]string, err error) {
@@ -293,7 +306,10 @@ func (c *Cluster) Heal(ctx context.Context) error {
 	for _, n := range c.Nodes() {
 		errs = append(errs, n.Link(ctx, true))
 	}
-	errs = append(errs, c.recut(ctx, func([][2]string) ([][2]string, error) { return nil, nil }))
+	errs = append(errs, c.recut(ctx, func([][2]string) ([][2]string, error) {
+		c.st.Mutes = nil
+		return nil, nil
+	}))
 	return errors.Join(errs...)
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 )
 
@@ -118,17 +119,18 @@ func (s *state) nftRules() string {
 	for _, fam := range []string{"bridge", "ip"} {
 		// Made and deleted first, so that the whole replaces what is there in one transaction.
 		fmt.Fprintf(&b, "table %s lab\ndelete table %s lab\ntable %s lab {\n chain cuts {\n  type filter hook forward priority 0;\n", fam, fam, fam)
+		directed := slices.Clone(s.Mutes)
 		for _, p := range s.Cuts {
+			directed = append(directed, p, [2]string{p[1], p[0]})
+		}
+		for _, p := range directed {
 			x, y := s.node(p[0]), s.node(p[1])
-			if x == nil || y == nil {
-				continue
-			}
-			for _, d := range [][2]*nodeState{{x, y}, {y, x}} {
-				if fam == "bridge" {
-					fmt.Fprintf(&b, "  iifname %q oifname %q drop\n", s.port(d[0]), s.port(d[1]))
-				} else {
-					fmt.Fprintf(&b, "  ip saddr %s ip daddr %s drop\n", d[0].IP, d[1].IP)
-				}
+			switch {
+			case x == nil || y == nil:
+			case fam == "bridge":
+				fmt.Fprintf(&b, "  iifname %q oifname %q drop\n", s.port(x), s.port(y))
+			default:
+				fmt.Fprintf(&b, "  ip saddr %s ip daddr %s drop\n", x.IP, y.IP)
 			}
 		}
 		b.WriteString(" }\n}\n")

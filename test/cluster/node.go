@@ -81,6 +81,16 @@ func (n *Node) On() bool {
 // Running tells whether the daemon runs.
 func (n *Node) Running() bool { return n.Pid() != 0 }
 
+// Holder is the pid of the process that keeps the node's namespaces; 0 = the node is off. It outlives the daemon.
+func (n *Node) Holder() int {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	if h := n.st.Holder; h.alive() {
+		return h.Pid
+	}
+	return 0
+}
+
 // Pid of the daemon; 0 = it does not run.
 func (n *Node) Pid() int {
 	n.c.mu.Lock()

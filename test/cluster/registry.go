@@ -34,6 +34,7 @@ type state struct {
 	HostLink bool         `json:"hostLink,omitempty"`
 	Nodes    []*nodeState `json:"nodes,omitempty"`
 	Cuts     [][2]string  `json:"cuts,omitempty"`
+	Mutes    [][2]string  `json:"mutes,omitempty"` // what the first sends the second is dropped
 }
 
 type nodeState struct {

@@ -19,6 +19,12 @@ func (p place) within(f func() error) error {
 	done := make(chan error, 1)
 	go func() { // its thread is never used again: it is not unlocked
 		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			// Not the main thread: it cannot end, and is what /proc/self shows.
+			done <- p.within(f)
+			runtime.UnlockOSThread()
+			return
+		}
 		done <- func() error {
 			ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", p.pid))
 			if err != nil {

@@ -85,7 +85,7 @@ func newShardCheck(h *History, shard string, o Options, r *report) *shardCheck {
 
 // whole tells whether a watch sees all events, each revision in one piece.
 func (w *Watch) whole() bool {
-	return w.Key == "\x00" && w.End == "\x00" && !w.NoPut && !w.NoDel && !w.Fragment
+	return w.Whole && !w.NoPut && !w.NoDel && !w.Fragment
 }
 
 // collect gathers what the whole watches saw, which must be the same.

@@ -58,6 +58,7 @@ func (c *watchCheck) message(m *WatchMessage) {
 		case m.CompactRevision <= c.at+1:
 			r.add(WatchEnd, "cancelled by a compaction to %d, but it was at %d: %v", m.CompactRevision, c.at, w)
 		}
+	case m.All && !c.created:
 	case !c.created:
 		r.add(WatchWrong, "a response before its creation: %v", w)
 	case len(m.Events) == 0 && !m.Fragment && len(c.parts) == 0:

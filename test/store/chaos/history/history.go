@@ -174,9 +174,11 @@ type Watch struct {
 	Life  int
 	Shard string
 
-	Key, End       string
-	Start          int64 // revision, 0: now
-	NoPut, NoDel   bool
+	Key, End     string
+	Start        int64 // revision, 0: now
+	NoPut, NoDel bool
+	// Whole: it covers every key of the shard that the history is about.
+	Whole          bool
 	PrevKV         bool
 	Fragment       bool
 	Progress       bool

@@ -55,6 +55,9 @@ func simulated(seed int64, n int) *History {
 			c := Cmp{Key: put.Key, Target: CreateRevision}
 			if cur != nil && r.Intn(3) > 0 {
 				c = Cmp{Key: put.Key, Target: ModRevision, Number: cur.Mod}
+				if r.Intn(3) == 0 {
+					c = Cmp{Key: put.Key, Target: CreateRevision, Number: cur.Create}
+				}
 			}
 			o.Form, o.If, o.Then = Txn, []Cmp{c}, []Step{put, {Key: "/chaos/1/", End: "/chaos/10"}}
 			o.Else = []Step{{Key: put.Key}}
@@ -75,7 +78,7 @@ func simulated(seed int64, n int) *History {
 	apply(gone, now)
 	for node := range 3 {
 		for _, w := range []*Watch{
-			{Key: "\x00", End: "\x00", Start: 1, PrevKV: true},
+			{Key: "\x00", End: "\x00", Whole: true, Start: 1, PrevKV: true},
 			{Key: "/chaos/1/a", Start: 1, PrevKV: true},
 			{Key: "/chaos/1/", End: "/chaos/10", Start: 5, NoDel: true},
 		} {

@@ -48,9 +48,11 @@ type linear struct {
 	conditions []condition
 }
 
+// condition holds while a key has one of the values, or is absent.
 type condition struct {
-	key, value string
-	absent     bool
+	key    string
+	values []string
+	absent bool
 }
 
 // Linearizable lets porcupine judge the linearizable operations of each group
@@ -93,7 +95,7 @@ func (s *shardCheck) linear(op *Op) (porcupine.Operation, string, bool) {
 	group := ""
 	for _, steps := range [][]Step{op.Then, op.Else} {
 		for _, st := range steps {
-			if st.Rev != 0 {
+			if st.Rev != 0 && !op.writes() || s.crosses(st) {
 				return porcupine.Operation{}, "", false
 			}
 			group = Group(st.Key)
@@ -116,20 +118,28 @@ func (s *shardCheck) linear(op *Op) (porcupine.Operation, string, bool) {
 	return out, group, true
 }
 
-// condition with the value that a key had at the revision or version asked for.
-func (s *shardCheck) condition(c Cmp) condition {
-	out := condition{key: c.Key, value: c.Text}
-	if c.Target == Value {
-		return out
+// crosses tells whether a step reads several groups.
+func (s *shardCheck) crosses(st Step) bool {
+	if st.End == "" {
+		return false
 	}
-	out.absent = c.Number == 0
-	out.value = "\x01never"
-	for _, v := range s.log.keys[c.Key] {
-		if v.kv == nil {
-			continue
+	for _, name := range s.log.names {
+		if inRange(name, st.Key, st.End) && Group(name) != Group(st.Key) {
+			return true
 		}
-		if c.Target == ModRevision && v.kv.Mod == c.Number {
-			out.value = v.kv.Value
+	}
+	return false
+}
+
+// condition with the values that a key had at the revision asked for.
+func (s *shardCheck) condition(c Cmp) condition {
+	out := condition{key: c.Key, absent: c.Target != Value && c.Number == 0}
+	if c.Target == Value {
+		out.values = []string{c.Text}
+	}
+	for _, v := range s.log.keys[c.Key] {
+		if v.kv != nil && (c.Target == ModRevision && v.kv.Mod == c.Number || c.Target == CreateRevision && v.kv.Create == c.Number) {
+			out.values = append(out.values, v.kv.Value)
 		}
 	}
 	return out
@@ -165,7 +175,7 @@ var model = porcupine.Model{
 		succeeded := true
 		for _, c := range l.conditions {
 			v, ok := now[c.key]
-			if c.absent == ok || (ok && v != c.value) {
+			if c.absent == ok || (ok && !slices.Contains(c.values, v)) {
 				succeeded = false
 			}
 		}
@@ -208,6 +218,9 @@ var model = porcupine.Model{
 }
 
 func resultFits(st Step, got StepResult, hit []string, now map[string]string) bool {
+	if st.Rev != 0 {
+		return true // of the past, which a register does not have
+	}
 	if st.Kind == Delete && got.Deleted != int64(len(hit)) {
 		return false
 	}

@@ -30,9 +30,10 @@ const adminTimeout = 30 * time.Second
 //	/member/promote?...  /member/remove?...         the membership's change ID is read first
 //	/transfer?shard=S&to=N                          hand the leadership over (N=0: to any)
 //	/progress?shard=S&node=NODEHOSTID               how far a replica is
+//	/fence                                          what the fence writer (-fence-writer) has done
 //	/mem[?gc=1]                                     Go's view of its memory; gc gives back what is free
 //	/pprof/...                                      as net/http/pprof
-func serveAdmin(h *host.Host, addr string, failed chan<- error) (*http.Server, error) {
+func serveAdmin(h *host.Host, addr string, f *fenceWriter, failed chan<- error) (*http.Server, error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, err
@@ -52,7 +53,8 @@ func serveAdmin(h *host.Host, addr string, failed chan<- error) (*http.Server, e
 		"/progress": func(ctx context.Context, q query) (any, error) {
 			return h.Progress(ctx, q.FormValue("node"), q.shard())
 		},
-		"/mem": mem,
+		"/fence": func(context.Context, query) (any, error) { return f.counts(), nil },
+		"/mem":   mem,
 	} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
 			ctx, cancel := context.WithTimeout(r.Context(), adminTimeout)

@@ -14,7 +14,7 @@ import (
 // etcdConfig is where and how etcd's API is served: plainly, or with mutual TLS if
 // the files are named.
 func (o options) etcdConfig(ps *peers) (c host.EtcdConfig, err error) {
-	if o.etcd == "" {
+	if o.etcd == "" || o.broken != "" {
 		return c, nil
 	}
 	ip, port, err := splitPort(o.etcd)

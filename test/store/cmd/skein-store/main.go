@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"skein.io/skein/consensus/host"
+	"skein.io/skein/consensus/space"
 )
 
 // closeTimeout bounds the handing over of leaderships at the end.
@@ -27,6 +28,11 @@ const closeTimeout = 5 * time.Second
 type options struct {
 	name, dir, listen, peers, etcd, admin, log string
 	etcdCA, etcdCert, etcdKey                  string
+
+	broken   string
+	fence    bool
+	progress time.Duration
+	quota    int64
 
 	rtt       time.Duration
 	snapshots uint64
@@ -46,6 +52,10 @@ func main() {
 	flag.StringVar(&o.log, "log", "", "log to stderr from this level on (debug, info, warn, error)")
 	flag.DurationVar(&o.rtt, "rtt", 0, "unit of Raft's clock (0: the host's default)")
 	flag.Uint64Var(&o.snapshots, "snapshot-entries", 0, "entries between two snapshots (0: the host's default); half of them are kept")
+	flag.StringVar(&o.broken, "broken", "", "for tests of tests, break a promise: "+brokenModes())
+	flag.BoolVar(&o.fence, "fence-writer", false, "while leading the cluster, and for a while after, write the term to every shard")
+	flag.DurationVar(&o.progress, "progress", 0, "how often idle watches are told the revision (0: the host's default)")
+	flag.Int64Var(&o.quota, "quota", 0, "bytes that a shard may have in use (0: the host's default)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -89,6 +99,7 @@ func run(ctx context.Context, o options) error {
 		NodeName: o.name, NodeHostID: id, Dir: o.dir, ListenAddr: o.listen,
 		Resolve: ps.resolve, Peers: ps.ids, Name: ps.name,
 		RTT: o.rtt, SnapshotEntries: o.snapshots, CompactionOverhead: o.snapshots / 2, Logger: log,
+		WatchProgress: o.progress, Space: space.Config{Quota: o.quota},
 		OnRemoved: func(r host.Removed) {
 			ctx, cancel := context.WithTimeout(ctx, time.Minute)
 			defer cancel()
@@ -111,9 +122,21 @@ func run(ctx context.Context, o options) error {
 
 // serve runs the endpoints until ctx ends or one of them fails.
 func serve(ctx context.Context, h *host.Host, o options) error {
+	if o.broken != "" {
+		b, err := serveBroken(h, o)
+		if err != nil {
+			return err
+		}
+		defer b.close()
+	}
+	var f *fenceWriter
+	if o.fence {
+		f = startFenceWriter(h)
+		defer f.close()
+	}
 	failed := make(chan error, 1)
 	if o.admin != "" {
-		a, err := serveAdmin(h, o.admin, failed)
+		a, err := serveAdmin(h, o.admin, f, failed)
 		if err != nil {
 			return err
 		}
