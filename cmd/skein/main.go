@@ -30,6 +30,7 @@ type CLI struct {
 	Install installCmd `cmd:"" group:"node" help:"Run the node as a systemd service."`
 	Leave   leaveCmd   `cmd:"" group:"node" help:"Take this node out of the cluster, gracefully."`
 	Restore restoreCmd `cmd:"" group:"node" help:"Prepare this machine, which has no state, to start the cluster of a backup again."`
+	Recover recoverCmd `cmd:"" group:"node" help:"Make this node's data the cluster's, when a majority of the voters is lost for good."`
 	Images  imagesCmd  `cmd:"" group:"node" help:"The container images that this node holds."`
 
 	Members    membersCmd    `cmd:"" group:"cluster" help:"The nodes, as this node's gossip sees them."`

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -22,9 +21,7 @@ func (r *restoreCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if r.LogLevel == "info" { // it tells what it has done
-		c.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	}
+	r.quiet(&c)
 	pass, err := r.read()
 	if err != nil {
 		return err

@@ -74,6 +74,13 @@ func (f *nodeFlags) config() (daemon.Config, error) {
 	return c, nil
 }
 
+// quiet is for commands that tell what they do: of the log they show what goes wrong.
+func (f *nodeFlags) quiet(c *daemon.Config) {
+	if f.LogLevel == "info" {
+		c.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+	}
+}
+
 type upCmd struct {
 	nodeFlags
 }

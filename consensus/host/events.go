@@ -59,6 +59,7 @@ func (h *Host) heard(m raftpb.Message) {
 	case raftpb.Heartbeat, raftpb.Replicate, raftpb.InstallSnapshot, raftpb.ReadIndexResp, raftpb.TimeoutNow:
 		if r := h.replica(shard.ID(m.ShardID)); r != nil && r.id == m.To {
 			r.contact.Store(time.Now().UnixNano())
+			r.heard.Store(true)
 		}
 	}
 }

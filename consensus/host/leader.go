@@ -33,6 +33,10 @@ const (
 func (r *replica) setLeader(leader, term uint64) {
 	r.mu.Lock()
 	was := r.leader
+	if was == r.id || leader == r.id {
+		r.contact.Store(time.Now().UnixNano())
+		r.heard.Store(true)
+	}
 	r.leader, r.term = leader, term
 	close(r.changed)
 	r.changed = make(chan struct{})

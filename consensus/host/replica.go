@@ -52,7 +52,8 @@ type replica struct {
 	stops  sync.Once
 
 	started    atomic.Bool   // the local state is open
-	contact    atomic.Int64  // when a leader was last heard, Unix nanoseconds
+	contact    atomic.Int64  // when a leader was last heard, or this start, Unix nanoseconds
+	heard      atomic.Bool   // a leader was, or this replica was it
 	primary    atomic.Uint64 // epoch in which this replica is the primary lessor
 	caughtUp   atomic.Bool   // a linearizable read has succeeded since the start
 	membership atomic.Pointer[dragonboat.Membership]

@@ -231,13 +231,14 @@ func salvage(from, to string, entries []dsm.Entry, reason string, bump int64) er
 // contactFile in Dir remembers when leaders were last heard.
 const contactFile = "contact.json"
 
-// SaveContacts remembers when each shard's leader was last heard, for Inspect in
-// a later life. It is worth a call when contact is lost, and at the end.
+// SaveContacts remembers when each shard's leader was last heard in this life,
+// for Inspect in a later one. It is worth a call when contact is lost, and at the
+// end.
 func (h *Host) SaveContacts() error {
 	seen := h.loadContacts()
-	for _, s := range h.Status() {
-		if s.Role != RoleNone && s.Leader != (Member{}) || s.SinceContact > 0 {
-			seen[s.Shard] = time.Now().Add(-s.SinceContact).UTC().Truncate(time.Second)
+	for _, s := range h.cfg.Shards.Shards() {
+		if r := h.replica(s.ID); r != nil && r.heard.Load() {
+			seen[s.Name] = time.Now().Add(-r.SinceContact()).UTC().Truncate(time.Second)
 		}
 	}
 	return writeContacts(filepath.Join(h.cfg.Dir, contactFile), seen)

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -137,9 +138,16 @@ func (n *node) watchStore(ctx context.Context) error {
 	defer end()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	defer func() { n.logIf("remember the last contact with the leaders", n.host.SaveContacts()) }()
+	lost := false
 	for {
 		n.announceRole()
 		n.dropRing()
+		was := lost
+		lost = slices.ContainsFunc(n.host.Status(), func(s host.ShardStatus) bool { return s.SinceContact > 3*time.Second })
+		if lost && !was { // for a recovery, should the machine not live to end in peace
+			n.logIf("remember the last contact with the leaders", n.host.SaveContacts())
+		}
 		select {
 		case <-ctx.Done():
 			return nil

@@ -31,6 +31,14 @@ func hostIDOf(public any) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("node id: %w", err)
 	}
+	return hostIDOfHash(h[:])
+}
+
+// hostIDOfHash is hostIDOf of a key whose hash is known.
+func hostIDOfHash(h []byte) (string, error) {
+	if len(h) < 16 {
+		return "", fmt.Errorf("node id: a hash of %d bytes", len(h))
+	}
 	id, err := uuid.FromBytes(h[:16])
 	if err != nil {
 		return "", fmt.Errorf("node id: %w", err)

@@ -164,7 +164,7 @@ func (n *node) status(ctx context.Context) client.Status {
 	}
 	for _, x := range n.host.Status() {
 		n.reportStore(x)
-		shard := client.Shard{Name: x.Shard, Leader: x.Leader.Node, Term: x.Term, Applied: x.Applied,
+		shard := client.Shard{Name: x.Shard, Leader: x.Leader.Node, Term: host.RaftTerm(x.Term), Applied: x.Applied,
 			Role: string(x.Role), Voters: names(x.Voters), Spares: names(x.NonVoters)}
 		if x.Role == host.RoleNone && x.Shard == systemShard {
 			n.rolesFromGossip(&shard)

@@ -111,8 +111,12 @@ func (n *node) forget() error {
 	}
 	errs = append(errs, loader.Detach(filepath.Join(n.cfg.StateDir, "bpf")), volume.RemoveAll(filepath.Join(n.cfg.StateDir, "pods")))
 	errs = append(errs, n.ring.Destroy(), keyring.Destroy(foundingFile(n.cfg.StateDir).path))
+	former, _ := filepath.Glob(filepath.Join(n.cfg.StateDir, formerStore+"*")) // the pattern is good
 	for _, name := range []string{"identity", "raft", "gossip", "desired.db", "founding.json", "cni"} {
 		errs = append(errs, os.RemoveAll(filepath.Join(n.cfg.StateDir, name)))
+	}
+	for _, path := range former {
+		errs = append(errs, os.RemoveAll(path))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("this node has left the cluster, but not all of its state could be removed from %s: %w", n.cfg.StateDir, err)
