@@ -163,6 +163,7 @@ func (h *Host) Adopt(ctx context.Context, proof []byte) (adopted bool, err error
 		if err := h.removeAll(ctx, s.ID); err != nil {
 			return false, err
 		}
+		h.reg.RemoveShard(uint64(s.ID)) // replica IDs mean others now
 	}
 	if err := WriteGeneration(h.cfg.Dir, proof); err != nil {
 		return false, err

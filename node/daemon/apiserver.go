@@ -139,13 +139,15 @@ func (n *node) watchStore(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	defer func() { n.logIf("remember the last contact with the leaders", n.host.SaveContacts()) }()
-	lost := false
+	lost, saved := false, time.Now()
 	for {
 		n.announceRole()
 		n.dropRing()
 		was := lost
 		lost = slices.ContainsFunc(n.host.Status(), func(s host.ShardStatus) bool { return s.SinceContact > 3*time.Second })
-		if lost && !was { // for a recovery, should the machine not live to end in peace
+		// For a recovery, should the machine not live to end in peace.
+		if lost && !was || !lost && time.Since(saved) > time.Minute {
+			saved = time.Now()
 			n.logIf("remember the last contact with the leaders", n.host.SaveContacts())
 		}
 		select {
