@@ -29,7 +29,14 @@ func (p *planner) why(m *member) string {
 	case p.gone(m):
 		return "not reachable"
 	}
-	return p.whySpare(m)
+	role := "no copy"
+	switch {
+	case m.votes():
+		role = "votes until another does"
+	case m.Replica != nil || p.spares[m.Node.ID]:
+		role = "spare"
+	}
+	return role + ": " + p.whySpare(m)
 }
 
 func (p *planner) whyVotes(m *member) string {
@@ -65,13 +72,6 @@ func (p *planner) whyVotes(m *member) string {
 
 // whySpare says what the voters have over it.
 func (p *planner) whySpare(m *member) string {
-	role := "no copy"
-	switch {
-	case m.votes():
-		role = "votes until another does"
-	case m.Replica != nil || p.spares[m.Node.ID]:
-		role = "spare"
-	}
 	voters := p.filter(func(o *member) bool { return p.goal[o.Node.ID] })
 	inZone := 0
 	for _, o := range voters {
@@ -81,13 +81,13 @@ func (p *planner) whySpare(m *member) string {
 	}
 	switch {
 	case m.slow:
-		return fmt.Sprintf("%s: slow disk: %s", role, m.Disk)
+		return fmt.Sprintf("slow disk: %s", m.Disk)
 	case !p.settled(m):
-		return role + ": not alive for long enough"
+		return "not alive for long enough"
 	case m.Zone != "" && inZone > 0:
-		return fmt.Sprintf("%s: zone %s has %d of the %d voters", role, m.Zone, inZone, len(voters))
+		return fmt.Sprintf("zone %s has %d of the %d voters", m.Zone, inZone, len(voters))
 	case len(voters) == 1:
-		return fmt.Sprintf("%s: two voters are no safer than one", role)
+		return "two voters are no safer than one"
 	}
-	return fmt.Sprintf("%s: the %d voters are others", role, len(voters))
+	return fmt.Sprintf("the %d voters are others", len(voters))
 }

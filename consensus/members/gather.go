@@ -223,10 +223,18 @@ func (m *Manager) execute(ctx context.Context, shardName string, term uint64, s 
 		if err := st.ChangeMembership(ctx, shardName, host.Remove, s.Replica, s.Node, decidedOn); err != nil {
 			return err
 		}
+		if m.unreachable(s.Node) {
+			return nil // it finds out when it is back; waiting for it here would delay its heir
+		}
 		if err := order(m.cfg.Nodes.StopReplica, s.Replica); err != nil {
 			m.log.Debug("the removed replica was not told", "node", m.name(s.Node), "error", err)
 		}
 		return nil
 	}
 	return fmt.Errorf("members: unknown action %v", s.Action)
+}
+
+// unreachable: the failure detector says so.
+func (m *Manager) unreachable(nodeHostID string) bool {
+	return !slices.ContainsFunc(m.cfg.Members(), func(n Node) bool { return n.ID == nodeHostID && n.State == Alive })
 }

@@ -1,6 +1,7 @@
 package members_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,11 +29,20 @@ type fleet struct {
 	since map[string]time.Time
 	mgr   []*members.Manager
 	stops []func()
+	zones []string                      // by node; may be short
+	disk  map[int]time.Duration         // what a node's disk takes; 1 ms
+	voter map[string]members.Preference // by NodeHostID
 }
 
-func newFleet(t *testing.T, n int) *fleet {
-	f := &fleet{t: t, known: 1, state: map[string]members.State{}, since: map[string]time.Time{}, stops: make([]func(), n), mgr: make([]*members.Manager, n)}
+func newFleet(t *testing.T, n int, zones ...string) *fleet {
+	f := &fleet{t: t, known: 1, state: map[string]members.State{}, since: map[string]time.Time{}, zones: zones, disk: map[int]time.Duration{}, voter: map[string]members.Preference{}, stops: make([]func(), n), mgr: make([]*members.Manager, n)}
 	f.c = storetest.New(t, n, func(i int, cfg *host.Config) {
+		cfg.Disk = host.DiskRules{Interval: 100 * time.Millisecond, SlowFor: 300 * time.Millisecond}
+		cfg.MeasureDisk = func() (time.Duration, error) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return cmp.Or(f.disk[i], time.Millisecond), nil
+		}
 		cfg.OnRemoved = func(r host.Removed) {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			defer cancel()
@@ -80,12 +90,12 @@ func (f *fleet) run(i int) {
 func (f *fleet) view() (out []members.Node) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, n := range f.c.Nodes[:f.known] {
-		since, ok := f.since[n.ID]
-		if !ok {
-			since = time.Time{}
+	for i, n := range f.c.Nodes[:f.known] {
+		x := members.Node{ID: n.ID, Name: n.Name, State: f.state[n.ID], For: time.Since(f.since[n.ID]), Voter: f.voter[n.ID]}
+		if i < len(f.zones) {
+			x.Zone = f.zones[i]
 		}
-		out = append(out, members.Node{ID: n.ID, Name: n.Name, State: f.state[n.ID], For: time.Since(since)})
+		out = append(out, x)
 	}
 	return out
 }

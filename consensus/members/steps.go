@@ -103,6 +103,10 @@ func (p *planner) promote() (Step, bool) {
 	pair := len(heirs) >= 2      // the second follows
 	moved := len(surplus) > 0    // a removal follows
 	if !odd && !pair && !moved { // e.g. the spare of a cluster of two, or the first of two new voters
+		if held := p.filter(func(m *member) bool { return m.votes() && !p.goal[m.Node.ID] && p.held(m) }); len(held) > 0 {
+			p.block("%s is to take the place of %s, which votes in the system shard still", names(heirs), names(held))
+			return Step{}, false
+		}
 		p.block("%s has caught up, but %d voters are no safer than %d: waiting for another node", names(heirs), voters+1, voters)
 		return Step{}, false
 	}
@@ -178,10 +182,8 @@ func (p *planner) whyNot(m *member) string {
 		return "its node is alive but has lost the replica; it gets a new one"
 	case !m.up():
 		return fmt.Sprintf("it has not been reachable for %v", short(m.NotRunningFor))
-	case m.slow:
-		return fmt.Sprintf("its disk is slow: %s, and others are faster", m.Disk)
 	}
-	return fmt.Sprintf("%d voters are enough, or others are in better places", len(p.goal))
+	return p.whySpare(m)
 }
 
 // explainMissing says why unreachable voters stay.

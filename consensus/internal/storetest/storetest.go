@@ -251,6 +251,15 @@ func (n *Node) Start() {
 // Config of the node's host, for its next start.
 func (n *Node) Config() *host.Config { return &n.cfg }
 
+// Dial connects to another node's transport with this node's certificate.
+func (n *Node) Dial(to *Node) net.Conn {
+	n.c.T.Helper()
+	conn, err := tls.Dial("tcp", to.Host().Addr(), n.cfg.ClientTLS(to.ID))
+	must(n.c.T, err)
+	n.c.T.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
 // Host is the node's running host; nil when it is stopped.
 func (n *Node) Host() *host.Host {
 	n.c.mu.Lock()
