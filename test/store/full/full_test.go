@@ -135,7 +135,7 @@ func seed(t *testing.T) int64 {
 func TestOneDiskFull(t *testing.T) {
 	s := seed(t)
 	rnd := rand.New(rand.NewSource(s))
-	c := newCluster(t, 96, "--snapshot-entries", "300")
+	c := newCluster(t, 192, "--snapshot-entries", "300")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	l := newLoad(c, 200, 4000)
@@ -175,10 +175,10 @@ func TestOneDiskFull(t *testing.T) {
 // The store fills all disks by itself, until no node lives.
 func TestAllDisksFull(t *testing.T) {
 	s := seed(t)
-	c := newCluster(t, 48, "--snapshot-entries", "300")
+	c := newCluster(t, 128, "--snapshot-entries", "300")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	l := newLoad(c, 1<<30, 16<<10) // every key is new
+	l := newLoad(c, 1<<30, 64<<10) // every key is new
 	wait, tidy := l.run(ctx, s), c.housekeeping(ctx)
 	ended := func() (n int) {
 		for _, x := range c.nodes {
@@ -190,7 +190,7 @@ func TestAllDisksFull(t *testing.T) {
 	}
 	// With one dead, the other two go on until the second is; a third need not die:
 	// nothing can be written any more.
-	for end := time.Now().Add(60 * time.Second); ended() < 2; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ended() < 2; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d processes have ended, %d writes are acknowledged", ended(), l.acknowledged())
 		}
@@ -199,7 +199,7 @@ func TestAllDisksFull(t *testing.T) {
 	wait()
 	tidy()
 	for _, n := range c.nodes {
-		n.disk.resize(160)
+		n.disk.resize(320)
 	}
 	l.check(c.whole())
 }
