@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -88,7 +89,12 @@ func (g guard) unary(ctx context.Context, q any, _ *grpc.UnaryServerInfo, handle
 	if err := g.check(ctx); err != nil {
 		return nil, err
 	}
-	return handle(ctx, q)
+	resp, err := handle(ctx, q)
+	if errors.Is(err, rpctypes.ErrGRPCNoSpace) {
+		// Clients know etcd's error by its text; ours, in process, says more.
+		err = rpctypes.ErrGRPCNoSpace
+	}
+	return resp, err
 }
 
 func (g guard) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {

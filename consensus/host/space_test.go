@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,7 +14,9 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
+	"skein.io/skein/consensus/etcdapi"
 	"skein.io/skein/consensus/host"
 	"skein.io/skein/consensus/internal/storetest"
 	"skein.io/skein/consensus/space"
@@ -90,6 +93,10 @@ func TestQuota(t *testing.T) {
 			t.Errorf("node %d: a read: %v", node, err)
 		}
 	}
+	// Over the network it is etcd's own error.
+	if _, err := overGRPC(t, c.Nodes[1].Host()).Put(ctx(t, 5*time.Second), "/a", "b"); err != rpctypes.ErrNoSpace {
+		t.Errorf("a put over gRPC: %v", err)
+	}
 	// Disarmed by hand it comes again: nothing has been freed.
 	alarms, err := c.Nodes[0].Client().AlarmList(ctx(t, 5*time.Second))
 	if err != nil || len(alarms.Alarms) == 0 {
@@ -120,6 +127,25 @@ func TestQuota(t *testing.T) {
 		})
 		t.Logf("node %d: %+v", node, systemShard(c, node).LastDefrag)
 	}
+}
+
+// overGRPC returns a client of a node's shard behind a socket.
+func overGRPC(t *testing.T, h *host.Host) *clientv3.Client {
+	t.Helper()
+	r, ok := h.Replica(storetest.Shard)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil || !ok {
+		t.Fatal(err, ok)
+	}
+	s := etcdapi.NewServer(r, etcdapi.ServerOptions{Shards: h.Shards(), Progress: time.Minute})
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	cl, err := clientv3.New(clientv3.Config{Endpoints: []string{l.Addr().String()}, Context: t.Context(), Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cl.Close(); s.Stop(); <-served })
+	return cl
 }
 
 // Nothing that is younger than the retention is compacted, whoever leads and
