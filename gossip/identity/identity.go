@@ -2,7 +2,9 @@ package identity
 
 import (
 	"crypto/ecdsa"
+	"crypto/hkdf"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -116,6 +118,19 @@ func NewGossipKey() ([]byte, error) {
 		return nil, fmt.Errorf("gossip key: %w", err)
 	}
 	return key, nil
+}
+
+// LocalKeySize is the length of a local key in bytes: AES-256.
+const LocalKeySize = 32
+
+// LocalKey derives a key from the node's own (HKDF-SHA256), for what the node keeps on its disk and nobody else reads. It lasts as long
+// as the node's key.
+func (i *Identity) LocalKey(purpose string) ([]byte, error) {
+	secret, err := i.Key.Bytes()
+	if err != nil {
+		return nil, fmt.Errorf("local key for %s: %w", purpose, err)
+	}
+	return hkdf.Key(sha256.New, secret, nil, "skein local key v1\x00"+purpose, LocalKeySize)
 }
 
 // Certificate is the node's certificate for TLS; the chain includes the CA, for clients that only know its hash.

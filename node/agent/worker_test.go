@@ -118,7 +118,7 @@ func inBubble(t *testing.T, f func(w *world)) {
 func (w *world) up() {
 	w.t.Helper()
 	var err error
-	if w.store, err = desired.Open(filepath.Join(w.dir, "d.db"), nil); err != nil {
+	if w.store, err = desired.Open(filepath.Join(w.dir, "d.db"), nil, nil); err != nil {
 		w.t.Fatal(err)
 	}
 	w.agent, err = New(Config{NodeName: "n1", NodeIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Client: w.api, Desired: w.store, Runtime: w.rt,

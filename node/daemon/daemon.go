@@ -163,7 +163,11 @@ func (n *node) run(ctx context.Context) (err error) {
 		defer cancel()
 		n.logIf("stop the store", n.host.Close(sctx))
 	})
-	if n.desired, err = desired.Open(filepath.Join(n.cfg.StateDir, "desired.db"), n.log); err != nil {
+	localKey, err := n.id.LocalKey("desired state")
+	if err != nil {
+		return err
+	}
+	if n.desired, err = desired.Open(filepath.Join(n.cfg.StateDir, "desired.db"), localKey, n.log); err != nil {
 		return err
 	}
 	closers = append(closers, func() { n.logIf("close the desired state", n.desired.Close()) })

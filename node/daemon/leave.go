@@ -16,6 +16,7 @@ import (
 	"skein.io/skein/consensus/keyring"
 	"skein.io/skein/consensus/members"
 	"skein.io/skein/datapath/loader"
+	"skein.io/skein/gossip/identity"
 	"skein.io/skein/node/volume"
 )
 
@@ -110,7 +111,7 @@ func (n *node) forget() error {
 		errs = append(errs, n.runtime.removeCNI())
 	}
 	errs = append(errs, loader.Detach(filepath.Join(n.cfg.StateDir, "bpf")), volume.RemoveAll(filepath.Join(n.cfg.StateDir, "pods")))
-	errs = append(errs, n.ring.Destroy(), keyring.Destroy(foundingFile(n.cfg.StateDir).path))
+	errs = append(errs, n.ring.Destroy(), keyring.Destroy(identity.KeyPath(filepath.Join(n.cfg.StateDir, "identity"))), keyring.Destroy(foundingFile(n.cfg.StateDir).path))
 	former, _ := filepath.Glob(filepath.Join(n.cfg.StateDir, formerStore+"*")) // the pattern is good
 	for _, name := range []string{"identity", "raft", "gossip", "desired.db", "founding.json", "cni"} {
 		errs = append(errs, os.RemoveAll(filepath.Join(n.cfg.StateDir, name)))

@@ -14,8 +14,11 @@ import (
 )
 
 // formatVersion is the version of the file: of the buckets, the envelope and the record. A file with a higher one was
-// written by a later release and is refused; see Open.
-const formatVersion = 1
+// written by a later release and is refused; see Open. Version 2 seals Secrets and tokens.
+const formatVersion = 2
+
+// envelopeVersion is the version of an envelope's head.
+const envelopeVersion = 1
 
 // ErrCorrupt says that stored bytes are not what this package once wrote.
 var ErrCorrupt = errors.New("corrupt data")
@@ -26,13 +29,14 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 const (
 	flagObject byte = 0 // the payload is an object
 	flagAbsent byte = 1 // no payload: the API said that the object does not exist
+	flagSealed byte = 2 // the payload is an object, sealed with the node's key
 )
 
 // seal wraps a payload: version, flag, CRC-32C of the two and the payload, payload. bbolt checks only its own two meta
 // pages, so a flipped bit in a value would otherwise pass.
 func seal(flag byte, payload []byte) []byte {
 	out := make([]byte, 6, 6+len(payload))
-	out[0], out[1] = formatVersion, flag
+	out[0], out[1] = envelopeVersion, flag
 	binary.LittleEndian.PutUint32(out[2:], crc32.Update(crc32.Checksum(out[:2], castagnoli), castagnoli, payload))
 	return append(out, payload...)
 }
@@ -42,10 +46,10 @@ func open(b []byte) (flag byte, payload []byte, err error) {
 	if len(b) < 6 {
 		return 0, nil, fmt.Errorf("%w: %d bytes are no envelope", ErrCorrupt, len(b))
 	}
-	if b[0] != formatVersion {
-		return 0, nil, fmt.Errorf("%w: envelope version %d, known is %d", ErrCorrupt, b[0], formatVersion)
+	if b[0] != envelopeVersion {
+		return 0, nil, fmt.Errorf("%w: envelope version %d, known is %d", ErrCorrupt, b[0], envelopeVersion)
 	}
-	if b[1] != flagObject && b[1] != flagAbsent {
+	if b[1] != flagObject && b[1] != flagAbsent && b[1] != flagSealed {
 		return 0, nil, fmt.Errorf("%w: envelope flag %d", ErrCorrupt, b[1])
 	}
 	want := binary.LittleEndian.Uint32(b[2:])

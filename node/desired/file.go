@@ -35,11 +35,18 @@ var (
 // Open loads the store from a file, or makes a new one. A corrupt file is moved aside (to path + ".corrupt", replacing an
 // older one), reported through log, and replaced by an empty one, which Run fills again from the API; until it has, Synced
 // is false. A file in use (ErrInUse) or of a later version (ErrNewer) is refused and left alone. log may be nil.
-func Open(path string, log *slog.Logger) (*Store, error) {
+//
+// key (KeySize bytes) seals Secrets and tokens in the file; nil leaves them in clear. Entries that another key sealed are dropped: the
+// API is asked for them anew.
+func Open(path string, key []byte, log *slog.Logger) (*Store, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("open desired state: %w", err)
 	}
-	s, err := load(path, log)
+	sealer, err := newSealer(key)
+	if err != nil {
+		return nil, err
+	}
+	s, err := load(path, sealer, log)
 	if err == nil || !errors.Is(err, ErrCorrupt) {
 		return s, err
 	}
@@ -50,16 +57,17 @@ func Open(path string, log *slog.Logger) (*Store, error) {
 	if log != nil {
 		log.Error("desired state is corrupt: moved aside, to be rebuilt from the API", "err", err, "moved_to", aside)
 	}
-	return load(path, log)
+	return load(path, sealer, log)
 }
 
 // load opens the file and reads all of it. bbolt panics on some damaged pages, and a truncated map faults: both are
 // reported as ErrCorrupt.
-func load(path string, log *slog.Logger) (s *Store, err error) {
+func load(path string, sealer *sealer, log *slog.Logger) (s *Store, err error) {
 	if st, serr := os.Stat(path); serr == nil && st.Size() == 0 {
 		return nil, fmt.Errorf("open desired state %s: %w: the file is empty", path, ErrCorrupt)
 	}
 	s = newStore(log)
+	s.sealer = sealer
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
@@ -102,7 +110,7 @@ func prepare(tx *bbolt.Tx) error {
 		return err
 	}
 	switch v := meta.Get(versionKey); {
-	case v == nil:
+	case v == nil, len(v) == 4 && binary.BigEndian.Uint32(v) < formatVersion: // a former version's entries are read as they are
 		if err := meta.Put(versionKey, binary.BigEndian.AppendUint32(nil, formatVersion)); err != nil {
 			return err
 		}
@@ -124,6 +132,11 @@ func (s *Store) read(tx *bbolt.Tx) error {
 	each := func(k Kind, f func(key string, flag byte, payload []byte) error) error {
 		return tx.Bucket([]byte(k)).ForEach(func(key, v []byte) error {
 			flag, payload, err := open(v)
+			if err == nil {
+				if flag, payload, err = s.unseal(k, string(key), flag, payload); errors.Is(err, errForeign) {
+					return nil // unseal has seen to it
+				}
+			}
 			if err == nil {
 				err = f(string(key), flag, payload)
 			}
@@ -167,6 +180,23 @@ func (s *Store) read(tx *bbolt.Tx) error {
 		s.records[types.UID(key)] = r
 		return nil
 	})
+}
+
+// unseal opens what is sealed. An entry that was sealed with another key is dropped, a plain one that should be sealed is written anew,
+// both by the next flush.
+func (s *Store) unseal(kind Kind, key string, flag byte, payload []byte) (byte, []byte, error) {
+	if flag != flagSealed {
+		if flag == flagObject && s.sealer != nil && secret(kind) {
+			s.dirty[dirtyKey{kind, key}] = struct{}{}
+		}
+		return flag, payload, nil
+	}
+	plain, err := s.sealer.open(kind, key, payload)
+	if err != nil {
+		s.log.Warn("an entry of the desired state was sealed with another key and is dropped", "kind", kind, "key", key)
+		s.dirty[dirtyKey{kind, key}] = struct{}{}
+	}
+	return flagObject, plain, err
 }
 
 // claim notes for which node the file is. A file of another node (a cloned or renamed machine) is emptied: nothing in it

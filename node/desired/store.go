@@ -48,8 +48,9 @@ var ErrUnknown = errors.New("not yet received from the API")
 
 // Store is the persisted copy. Make it with Open, feed it with Run.
 type Store struct {
-	log *slog.Logger
-	db  *bbolt.DB
+	log    *slog.Logger
+	db     *bbolt.DB
+	sealer *sealer // of Secrets and tokens; nil: they are not sealed
 
 	pods       *table
 	services   *table
@@ -383,11 +384,17 @@ func (s *Store) encoder(k dirtyKey) func() ([]byte, error) {
 	switch k.kind {
 	case tokens:
 		if t := s.tokens[k.key]; t != nil {
-			return func() ([]byte, error) { return sealed(t.Marshal()) }
+			return func() ([]byte, error) {
+				b, err := t.Marshal()
+				return s.wrap(k, b, err)
+			}
 		}
 	case records:
 		if r := s.records[types.UID(k.key)]; r != nil {
-			return func() ([]byte, error) { return sealed(r.marshal()) }
+			return func() ([]byte, error) {
+				b, err := r.marshal()
+				return s.wrap(k, b, err)
+			}
 		}
 	default:
 		o, ok := s.tables[k.kind].items[k.key]
@@ -395,17 +402,27 @@ func (s *Store) encoder(k dirtyKey) func() ([]byte, error) {
 			return func() ([]byte, error) { return seal(flagAbsent, nil), nil }
 		}
 		if ok {
-			return func() ([]byte, error) { return sealed(o.Marshal()) }
+			return func() ([]byte, error) {
+				b, err := o.Marshal()
+				return s.wrap(k, b, err)
+			}
 		}
 	}
 	return nil
 }
 
-func sealed(b []byte, err error) ([]byte, error) {
+// wrap makes the stored form of an entry.
+func (s *Store) wrap(k dirtyKey, b []byte, err error) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return seal(flagObject, b), nil
+	if s.sealer == nil || !secret(k.kind) {
+		return seal(flagObject, b), nil
+	}
+	if b, err = s.sealer.seal(k.kind, k.key, b); err != nil {
+		return nil, err
+	}
+	return seal(flagSealed, b), nil
 }
 
 func (s *Store) write(values map[dirtyKey]func() ([]byte, error)) error {

@@ -47,9 +47,12 @@ func await(t *testing.T, s *Store, what string, cond func() bool) {
 	}
 }
 
+// testKey seals the files of all tests.
+var testKey = bytes.Repeat([]byte{7}, KeySize)
+
 func mustOpen(t *testing.T, path string) *Store {
 	t.Helper()
-	s, err := Open(path, nil)
+	s, err := Open(path, testKey, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +227,7 @@ func TestOpenDamaged(t *testing.T) {
 			path := build(t)
 			damage(t, path)
 			var logged bytes.Buffer
-			s, err := Open(path, slog.New(slog.NewTextHandler(&logged, nil)))
+			s, err := Open(path, testKey, slog.New(slog.NewTextHandler(&logged, nil)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -244,14 +247,14 @@ func TestOpenDamaged(t *testing.T) {
 		path := build(t)
 		s := mustOpen(t, path)
 		defer s.Close()
-		if _, err := Open(path, nil); !errors.Is(err, ErrInUse) {
+		if _, err := Open(path, testKey, nil); !errors.Is(err, ErrInUse) {
 			t.Errorf("want ErrInUse, got %v", err)
 		}
 	})
 	t.Run("newer", func(t *testing.T) {
 		path := build(t)
 		bolt(func(tx *bbolt.Tx) error { return tx.Bucket(metaBucket).Put(versionKey, []byte{0, 0, 0, 9}) })(t, path)
-		if _, err := Open(path, nil); !errors.Is(err, ErrNewer) {
+		if _, err := Open(path, testKey, nil); !errors.Is(err, ErrNewer) {
 			t.Errorf("want ErrNewer, got %v", err)
 		}
 		if _, err := os.Stat(path); err != nil {

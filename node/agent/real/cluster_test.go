@@ -190,7 +190,7 @@ func newAgent(ctx context.Context, s agentSpec, log *slog.Logger) (store *desire
 	if err != nil {
 		return nil, nil, err
 	}
-	if store, err = desired.Open(filepath.Join(s.Dir, "desired.db"), log); err != nil {
+	if store, err = desired.Open(filepath.Join(s.Dir, "desired.db"), nil, log); err != nil {
 		return nil, nil, err
 	}
 	events := record.NewBroadcaster()
