@@ -162,6 +162,9 @@ func (h *Host) restart() error {
 			}
 		}
 	}
+	if err := h.removeOrphans(logs); err != nil {
+		return err
+	}
 	for id, replicaID := range newest {
 		s, ok := h.cfg.Shards.ByID(id)
 		if !ok {

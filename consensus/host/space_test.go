@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -267,5 +268,35 @@ func spoil(t *testing.T, dir, value string) {
 	})
 	if err = errors.Join(err, db.Close()); err != nil || found != 1 {
 		t.Fatalf("%d values changed, %v", found, err)
+	}
+}
+
+// A start deletes the databases of replicas that the log does not know, and
+// nothing else.
+func TestOrphans(t *testing.T) {
+	var dir string
+	c := storetest.New(t, 1, func(_ int, cfg *host.Config) { dir = cfg.Dir })
+	c.Voters(1)
+	put(t, c, 0, "/k", "v")
+	c.Nodes[0].Stop()
+	there := func(name string) bool {
+		_, err := os.Stat(filepath.Join(dir, name))
+		return err == nil
+	}
+	want := map[string]bool{"shard-1-replica-1": true, "shard-1-replica-7": false, "shard-2-replica-99": false, "shard-9-replica-1": true, "shard-1-replica-7x": true, "else": true}
+	for name := range want {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.Nodes[0].Start()
+	for name, want := range want {
+		if there(name) != want {
+			t.Errorf("%s is there: %v, want %v", name, !want, want)
+		}
+	}
+	r, err := c.Nodes[0].Client().KV.Get(ctx(t, 15*time.Second), "/k")
+	if err != nil || len(r.Kvs) != 1 {
+		t.Errorf("%v, %v", r, err)
 	}
 }
