@@ -58,7 +58,7 @@ func (h *Host) heard(m raftpb.Message) {
 	switch m.Type {
 	case raftpb.Heartbeat, raftpb.Replicate, raftpb.InstallSnapshot, raftpb.ReadIndexResp, raftpb.TimeoutNow:
 		if r := h.replica(shard.ID(m.ShardID)); r != nil && r.id == m.To {
-			r.contact.Store(time.Now().UnixNano())
+			r.contact.Store(int64(time.Since(began)))
 			r.heard.Store(true)
 		}
 	}

@@ -34,7 +34,7 @@ func (r *replica) setLeader(leader, term uint64) {
 	r.mu.Lock()
 	was := r.leader
 	if was == r.id || leader == r.id {
-		r.contact.Store(time.Now().UnixNano())
+		r.contact.Store(int64(time.Since(began)))
 		r.heard.Store(true)
 	}
 	r.leader, r.term = leader, term

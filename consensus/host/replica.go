@@ -35,6 +35,10 @@ const (
 	unloadTimeout = 10 * time.Second
 )
 
+// began is the origin of moments in atomic integers. They are differences, hence of
+// the monotonic clock: a jump of the wall clock must not look like lost contact.
+var began = time.Now()
+
 // replica is this node's replica of one shard. It implements etcdapi.Replica.
 type replica struct {
 	h       *Host
@@ -52,7 +56,7 @@ type replica struct {
 	stops  sync.Once
 
 	started    atomic.Bool   // the local state is open
-	contact    atomic.Int64  // when a leader was last heard, or this start, Unix nanoseconds
+	contact    atomic.Int64  // when a leader was last heard, or this start: nanoseconds since began
 	heard      atomic.Bool   // a leader was, or this replica was it
 	primary    atomic.Uint64 // epoch in which this replica is the primary lessor
 	caughtUp   atomic.Bool   // a linearizable read has succeeded since the start
@@ -77,7 +81,7 @@ func newReplica(h *Host, s shard.Shard, id uint64) *replica {
 		memberKick: make(chan struct{}, 1), removal: make(chan string, 1), alarmKick: make(chan struct{}, 1), changed: make(chan struct{}),
 	}
 	r.ctx, r.cancel = context.WithCancel(h.ctx)
-	r.contact.Store(time.Now().UnixNano())
+	r.contact.Store(int64(time.Since(began)))
 	for i := range r.session {
 		r.session[i] = h.nh.GetNoOPSession(uint64(s.ID))
 	}
@@ -189,7 +193,7 @@ func (r *replica) SinceContact() time.Duration {
 	if r.Leads() { // CheckQuorum deposes a leader that is cut off
 		return 0
 	}
-	return time.Duration(time.Now().UnixNano() - r.contact.Load())
+	return time.Since(began) - time.Duration(r.contact.Load())
 }
 
 func (r *replica) isReady() bool {
