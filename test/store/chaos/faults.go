@@ -20,6 +20,8 @@ type fault struct {
 	hold time.Duration
 	// deadly: a process may end by itself.
 	deadly bool
+	// healthy: it is done once the faults before it have ended.
+	healthy bool
 }
 
 func nothing() error { return nil }
@@ -330,6 +332,18 @@ func replace(ctx context.Context, w *world, r *rand.Rand) (func() error, string,
 	return nothing, out.name + " by " + spare.name, nil
 }
 
+// backup holds all shards for a moment, in the midst of writes.
+func backup(ctx context.Context, w *world, r *rand.Rand) (func() error, string, error) {
+	n := w.victim(ctx, r)
+	var how string
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := n.admin(ctx, "/cut", nil, &how); err != nil {
+		how = err.Error() // others fail at the same time
+	}
+	return nothing, n.name + " " + how, nil
+}
+
 var faults = map[string]fault{
 	"kill-leader":      {inject: kill(aLeader), hold: 700 * time.Millisecond},
 	"kill-follower":    {inject: kill(aFollower), hold: time.Second},
@@ -356,7 +370,8 @@ var faults = map[string]fault{
 	"slow-some":        {inject: slow(several), hold: 1500 * time.Millisecond},
 	"bad-sync":         {inject: badSync, hold: 500 * time.Millisecond, deadly: true},
 	"transfer":         {inject: move, hold: 100 * time.Millisecond},
-	"replace":          {inject: replace, hold: 100 * time.Millisecond},
+	"replace":          {inject: replace, hold: 100 * time.Millisecond, healthy: true},
+	"backup":           {inject: backup, hold: 200 * time.Millisecond},
 }
 
 // step of a schedule.
@@ -402,6 +417,12 @@ func (w *world) torture(ctx context.Context, steps []step) error {
 			return err
 		}
 		f := faults[s.fault]
+		if f.healthy {
+			was := deadly
+			if err := errors.Join(heal(), w.survivors(was)); err != nil {
+				return err
+			}
+		}
 		deadly = deadly || f.deadly
 		begun := w.hist.Now()
 		h, what, err := f.inject(ctx, w, rand.New(rand.NewSource(s.seed)))

@@ -14,11 +14,16 @@ var scenarios = map[string]scenario{
 	"network":   {members: 3, faults: []string{"isolate-leader", "isolate-follower", "partition", "mute", "deaf", "bridge", "flap"}},
 	"network-5": {members: 5, faults: []string{"isolate-leader", "partition", "mute", "deaf", "bridge", "flap", "kill-leader"}},
 	"clock":     {members: 3, faults: []string{"clock", "kill-leader", "pause-leader"}, edit: func(t *traffic) { t.leases = 3 }},
-	"full":      {members: 3, faults: []string{"full-leader", "full-some", "kill-leader"}},
-	"slow":      {members: 3, faults: []string{"slow-leader", "slow-some", "kill-leader"}},
-	"power":     {members: 3, faults: []string{"power-leader", "power-some", "power-all"}},
-	"power-5":   {members: 5, faults: []string{"power-leader", "power-some", "power-all", "isolate-leader"}},
-	"bad-disk":  {members: 3, faults: []string{"bad-sync", "power-leader", "full-leader", "slow-some"}},
+	// Large values, so that files have to grow.
+	"full": {members: 3, faults: []string{"full-leader", "full-some", "kill-leader"}, edit: func(t *traffic) { t.padding = 60_000 }},
+	// The quota is reached again and again, and left when the past is compacted.
+	"quota": {members: 3, faults: []string{"kill-leader", "isolate-leader", "transfer", "power-some"}, args: []string{"-quota", "16777216"},
+		edit: func(t *traffic) { t.padding, t.compact, t.defrag = 200_000, 5*time.Second, 2*time.Second }},
+	"backup":   {members: 3, faults: []string{"backup", "transfer", "kill-leader", "pause-leader"}},
+	"slow":     {members: 3, faults: []string{"slow-leader", "slow-some", "kill-leader"}},
+	"power":    {members: 3, faults: []string{"power-leader", "power-some", "power-all"}},
+	"power-5":  {members: 5, faults: []string{"power-leader", "power-some", "power-all", "isolate-leader"}},
+	"bad-disk": {members: 3, faults: []string{"bad-sync", "power-leader", "full-leader", "slow-some"}},
 	// A log so short that who was away gets a snapshot.
 	"behind": {members: 3, faults: []string{"behind", "kill-leader", "power-some", "isolate-follower"}, args: []string{"-snapshot-entries", "150"},
 		edit: func(t *traffic) { t.slow = 1 }},

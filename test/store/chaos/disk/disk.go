@@ -15,6 +15,8 @@ package disk
 
 import (
 	"fmt"
+	"io"
+	"log"
 	"math/rand"
 	"os"
 	"path/filepath"
@@ -118,7 +120,7 @@ func (d *Disk) Mount(pid int, path string) error {
 		return err
 	}
 	srv, err := fuse.NewServer(fs.NewNodeFS(root, &fs.Options{}), "/dev/fd/"+strconv.Itoa(fd),
-		&fuse.MountOptions{MaxWrite: 1 << 20, DisableXAttrs: true})
+		&fuse.MountOptions{MaxWrite: 1 << 20, DisableXAttrs: true, Logger: log.New(io.Discard, "", 0)})
 	if err != nil {
 		unix.Close(fd)
 		return fmt.Errorf("disk: serve %s: %w", path, err)

@@ -30,6 +30,7 @@ const adminTimeout = 30 * time.Second
 //	/member/promote?...  /member/remove?...         the membership's change ID is read first
 //	/transfer?shard=S&to=N                          hand the leadership over (N=0: to any)
 //	/progress?shard=S&node=NODEHOSTID               how far a replica is
+//	/cut                                            hold all shards for a moment, as a backup does
 //	/fence                                          what the fence writer (-fence-writer) has done
 //	/mem[?gc=1]                                     Go's view of its memory; gc gives back what is free
 //	/pprof/...                                      as net/http/pprof
@@ -53,6 +54,7 @@ func serveAdmin(h *host.Host, addr string, f *fenceWriter, failed chan<- error) 
 		"/progress": func(ctx context.Context, q query) (any, error) {
 			return h.Progress(ctx, q.FormValue("node"), q.shard())
 		},
+		"/cut":   a.cut,
 		"/fence": func(context.Context, query) (any, error) { return f.counts(), nil },
 		"/mem":   mem,
 	} {
@@ -122,6 +124,14 @@ func (a admin) transfer(ctx context.Context, q query) (any, error) {
 		return nil, err
 	}
 	return nil, a.h.TransferLeadership(ctx, q.shard(), n)
+}
+
+func (a admin) cut(ctx context.Context, _ query) (any, error) {
+	c, err := a.h.Cut(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return fmt.Sprintf("held for %v in %d attempts", c.Held, c.Attempts), c.Close()
 }
 
 // change answers with the replica's number.
