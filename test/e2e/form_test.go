@@ -16,19 +16,9 @@ var joinLine = regexp.MustCompile(`skein join (\S+) --token (\S+)`)
 func (w *world) form(t *testing.T) {
 	w.start(t, "n1", "")
 	took := eventually(t, 30*time.Second, "the first node prints its join line", func() error {
-		log, err := os.ReadFile(w.node("n1").LogFile())
-		if err != nil {
-			return err
-		}
-		m := joinLine.FindSubmatch(log)
-		if m == nil {
-			return fmt.Errorf("no join line in %q", log)
-		}
-		if string(m[1]) != w.node("n1").IP().String() {
-			return fmt.Errorf("join line names %s", m[1])
-		}
-		w.token = string(m[2])
-		return nil
+		var err error
+		w.token, err = w.joinToken("n1")
+		return err
 	})
 	t.Logf("one node Ready after %s", took)
 	w.fetchAdmin(t, "n1")
@@ -66,6 +56,22 @@ func (w *world) form(t *testing.T) {
 	if v, err := w.voters("n1"); err != nil || !slices.Equal(v, []string{"n1", "n2", "n3"}) {
 		t.Errorf("voters are %v, %v", v, err)
 	}
+}
+
+// joinToken is the token in the join line that a node has printed.
+func (w *world) joinToken(node string) (string, error) {
+	log, err := os.ReadFile(w.node(node).LogFile())
+	if err != nil {
+		return "", err
+	}
+	m := joinLine.FindSubmatch(log)
+	if m == nil {
+		return "", fmt.Errorf("no join line in %q", log)
+	}
+	if string(m[1]) != w.node(node).IP().String() {
+		return "", fmt.Errorf("join line names %s", m[1])
+	}
+	return string(m[2]), nil
 }
 
 func errOf[T any](_ T, err error) error { return err }
