@@ -187,7 +187,7 @@ func (h *Host) Bootstrap(ctx context.Context) error {
 	for _, s := range h.cfg.Shards.Shards() {
 		r, err := h.byName(s.Name)
 		if err == nil {
-			err = r.ReadIndex(ctx)
+			err = r.ReadIndex(patient(ctx))
 		}
 		if err != nil {
 			return fmt.Errorf("bootstrap shard %s: %w", s.Name, err)

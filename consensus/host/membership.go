@@ -81,7 +81,7 @@ func (h *Host) Membership(ctx context.Context, shardName string) (Membership, er
 func (r *replica) readMembership(ctx context.Context) (*dragonboat.Membership, error) {
 	ctx, cancel := r.deadline(ctx)
 	defer cancel()
-	if err := r.ReadIndex(ctx); err != nil { // waits out an election
+	if err := r.ReadIndex(patient(ctx)); err != nil { // waits out an election
 		return nil, fmt.Errorf("membership of shard %s: %w", r.shard.Name, err)
 	}
 	m, err := r.h.nh.SyncGetShardMembership(ctx, uint64(r.shard.ID))

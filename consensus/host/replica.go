@@ -135,6 +135,7 @@ func (r *replica) start(initial map[uint64]dragonboat.Target, join bool) (err er
 	r.wg.Go(r.expiryLoop)
 	r.wg.Go(r.holdLoop)
 	r.wg.Go(r.membershipLoop)
+	r.wg.Go(r.contactLoop)
 	r.wg.Go(r.logSizeLoop)
 	r.wg.Go(r.spaceLoop)
 	r.h.wg.Go(r.removalLoop)
@@ -198,7 +199,7 @@ func (r *replica) SinceContact() time.Duration {
 
 func (r *replica) isReady() bool {
 	leader, _ := r.Leader()
-	return r.ctx.Err() == nil && r.caughtUp.Load() && leader != 0 && r.SinceContact() < 3*r.ElectionTimeout() && !r.corrupt()
+	return r.ctx.Err() == nil && r.caughtUp.Load() && leader != 0 && r.SinceContact() < cutOff*r.ElectionTimeout() && !r.corrupt()
 }
 
 // wait returns the channel that is closed at the next change of leader or epoch.
@@ -227,6 +228,9 @@ func (r *replica) ticks(ctx context.Context) time.Duration {
 
 // Propose implements etcdapi.Replica.
 func (r *replica) Propose(ctx context.Context, q *pb.InternalRaftRequest) (mvcc.Result, error) {
+	if err := r.unreachable(); err != nil {
+		return mvcc.Result{}, err
+	}
 	if err := r.checkSpace(q); err != nil {
 		return mvcc.Result{}, err
 	}
@@ -343,6 +347,9 @@ func (r *replica) proposeOnce(ctx context.Context, cmd mvcc.Command) (mvcc.Resul
 
 // pause waits for a change or a moment.
 func (r *replica) pause(ctx context.Context, changed <-chan struct{}) error {
+	if err := r.unreachable(); err != nil && !isPatient(ctx) {
+		return err
+	}
 	t := time.NewTimer(retryPause)
 	defer t.Stop()
 	select {
@@ -384,6 +391,9 @@ func requestError(err error) error {
 // holds everything that was acknowledged before the call. A read that is lost
 // with a dying leader is asked again as soon as there is a new one.
 func (r *replica) ReadIndex(ctx context.Context) error {
+	if err := r.unreachable(); err != nil && !isPatient(ctx) {
+		return err
+	}
 	ctx, cancel := r.deadline(ctx)
 	defer cancel()
 	for {

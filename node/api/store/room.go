@@ -1,7 +1,6 @@
 package store
 
 import (
-	"context"
 	"errors"
 	"net/http"
 
@@ -10,27 +9,11 @@ import (
 	grpcstatus "google.golang.org/grpc/status"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apiserver/pkg/storage"
 )
 
 // ReasonNoRoom is the reason of the Status that answers a write for which the store has no room. Its
 // code is 507: 429 would have clients try again at once and forever, 500 looks like a defect.
 const ReasonNoRoom metav1.StatusReason = "InsufficientStorage"
-
-// roomless makes a Status of the store's refusal to grow; without it the API would answer with an
-// internal error.
-type roomless struct{ storage.Interface }
-
-func (s roomless) Create(ctx context.Context, key string, obj, out runtime.Object, ttl uint64) error {
-	return noRoom(s.Interface.Create(ctx, key, obj, out, ttl))
-}
-
-func (s roomless) GuaranteedUpdate(ctx context.Context, key string, out runtime.Object, ignoreNotFound bool,
-	p *storage.Preconditions, update storage.UpdateFunc, cached runtime.Object,
-) error {
-	return noRoom(s.Interface.GuaranteedUpdate(ctx, key, out, ignoreNotFound, p, update, cached))
-}
 
 func noRoom(err error) error {
 	if err == nil || !errors.Is(err, rpctypes.ErrNoSpace) && grpcstatus.Code(err) != codes.ResourceExhausted {

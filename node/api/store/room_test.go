@@ -33,17 +33,16 @@ func TestNoRoom(t *testing.T) {
 		err  error
 		code int32 // 0: as it is
 	}{
-		"nothing":     {nil, 0},
-		"full":        {full, 507},
-		"wrapped":     {fmt.Errorf("x: %w", full), 507},
-		"full disk":   {&host.SpaceError{Shard: "pods", Cause: errors.New("the disk is full")}, 507},
-		"from afar":   {rpctypes.Error(rpctypes.ErrGRPCNoSpace), 507},
-		"busy":        {rpctypes.Error(rpctypes.ErrGRPCRequestTooManyRequests), 0},
-		"another":     {errors.New("x"), 0},
-		"a conflict":  {storage.NewKeyExistsError("k", 1), 0},
-		"not reached": {rpctypes.ErrNoLeader, 0},
+		"nothing":    {nil, 0},
+		"full":       {full, 507},
+		"wrapped":    {fmt.Errorf("x: %w", full), 507},
+		"full disk":  {&host.SpaceError{Shard: "pods", Cause: errors.New("the disk is full")}, 507},
+		"from afar":  {rpctypes.Error(rpctypes.ErrGRPCNoSpace), 507},
+		"busy":       {rpctypes.Error(rpctypes.ErrGRPCRequestTooManyRequests), 0},
+		"another":    {errors.New("x"), 0},
+		"a conflict": {storage.NewKeyExistsError("k", 1), 0},
 	} {
-		s := roomless{failing{err: c.err}}
+		s := refusing{failing{err: c.err}}
 		for _, err := range []error{s.Create(t.Context(), "k", nil, nil, 0), s.GuaranteedUpdate(t.Context(), "k", nil, false, nil, nil, nil)} {
 			if c.code == 0 {
 				if err != c.err {

@@ -144,7 +144,7 @@ func (f *Factory) open(c *storagebackend.ConfigForResource, resourcePrefix strin
 	if err != nil {
 		return nil, nil, fmt.Errorf("storage of %s: %w", c.GroupResource, err)
 	}
-	return roomless{s}, s.Close, nil
+	return refusing{s}, s.Close, nil
 }
 
 // Check asks all stores in use for a key, through their quorums, and names those that fail.
@@ -173,7 +173,9 @@ func (f *Factory) note(c *clientv3.Client, key string) {
 	defer f.mu.Unlock()
 	if !slices.ContainsFunc(f.opened, func(o opened) bool { return o.Client == c }) {
 		f.opened = append(f.opened, opened{c, key})
-		feature.DefaultFeatureSupportChecker.CheckClient(f.life, endpoint{c.Maintenance, inProcess(fmt.Sprintf("in-process:%p", c))}, storage.RequestWatchProgress)
+		if c.Maintenance != nil { // clients of tests may have none
+			feature.DefaultFeatureSupportChecker.CheckClient(f.life, endpoint{c.Maintenance, inProcess(fmt.Sprintf("in-process:%p", c))}, storage.RequestWatchProgress)
+		}
 	}
 }
 

@@ -1,0 +1,88 @@
+package host_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	"skein.io/skein/consensus/internal/storetest"
+)
+
+// On the wrong side of a cut a request ends within three election timeouts and a
+// bit, at the old leader, a voter and a spare; from then on at once, with the
+// reason. The side with the majority never refuses.
+func TestCutOffRefusesEarly(t *testing.T) {
+	c := storetest.New(t, 4, nil)
+	c.Voters(3)
+	c.Add(ctx(t, 20*time.Second), 0, 3, false)
+	for _, node := range []int{c.Leader(), (c.Leader() + 1) % 3, 3} {
+		put(t, c, node, "/x", "1")
+		c.Isolate(node, true)
+		cut := time.Now()
+		for i := 0; ; i++ {
+			start := time.Now()
+			_, err := c.Nodes[node].Client().Put(ctx(t, 20*time.Second), "/x", "minority")
+			took := time.Since(start)
+			if err == nil || took > 3*time.Second {
+				t.Errorf("node %d: a write while cut off: %v after %v", node, err, took)
+				break
+			}
+			if errors.Is(err, rpctypes.ErrNoLeader) {
+				t.Logf("node %d: refused %v after the cut, request %d: %v", node, time.Since(cut).Round(time.Millisecond), i, err)
+				if !strings.Contains(err.Error(), "shard system has heard none for") {
+					t.Errorf("the reason is missing: %v", err)
+				}
+				break
+			}
+		}
+		start := time.Now()
+		_, err := c.Nodes[node].Client().KV.Get(ctx(t, 20*time.Second), "/x")
+		if !errors.Is(err, rpctypes.ErrNoLeader) || time.Since(start) > 100*time.Millisecond {
+			t.Errorf("node %d: a read while cut off: %v after %v", node, err, time.Since(start))
+		}
+		put(t, c, (node+1)%3, "/x", "majority")
+		c.Isolate(node, false)
+		c.Until("contact", func() error {
+			if !c.Nodes[node].Host().Ready(storetest.Shard) {
+				return errors.New("not ready")
+			}
+			return nil
+		})
+		if got := get(t, c, node, "/x"); got != "majority" {
+			t.Errorf("node %d reads %q", node, got)
+		}
+	}
+}
+
+// A leader that hands over is not cut off for an instant: nothing is refused.
+func TestTransferRefusesNothing(t *testing.T) {
+	c := storetest.New(t, 3, nil)
+	c.Voters(3)
+	time.Sleep(2 * time.Second) // longer than it takes to count as cut off
+	stop := make(chan struct{})
+	done := make(chan error, 1)
+	old := c.Leader()
+	go func() {
+		for {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			if _, err := c.Nodes[old].Client().Put(ctx(t, 10*time.Second), "/x", "1"); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	moveTo(t, c, storetest.Shard, (old+1)%3)
+	time.Sleep(200 * time.Millisecond)
+	close(stop)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
