@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -37,16 +38,17 @@ type cluster struct {
 	shards []string
 }
 
-// freePorts returns n free ports of the loopback that follow each other.
+// freePorts returns the first of n ports of the loopback that follow each other and
+// are free. They lie below those that the kernel gives to outgoing connections, which
+// would take them before the processes do.
 func freePorts(n int) (int, error) {
+	const low, high = 12000, 31000
 	for range 100 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return 0, err
-		}
-		base := l.Addr().(*net.TCPAddr).Port
-		all := []net.Listener{l}
-		for i := 1; i < n && err == nil; i++ {
+		base := low + rand.IntN(high-low-n)
+		var all []net.Listener
+		var err error
+		for i := 0; i < n && err == nil; i++ {
+			var l net.Listener
 			if l, err = net.Listen("tcp", loopback(base+i)); err == nil {
 				all = append(all, l)
 			}

@@ -206,7 +206,9 @@ func (l *lab) memoryFirst(ctx context.Context, rep *report) error {
 			continue
 		}
 		done[t.cluster] = true
-		key := func(k keyset, i int) []byte { return fmt.Appendf(nil, "%smemory/%d", k.prefix, i%(memoryKeys/len(t.sets))) }
+		key := func(k keyset, i int) []byte {
+			return fmt.Appendf(nil, "%smemory/%d", k.prefix, i%(memoryKeys/len(t.sets)))
+		}
 		if err := l.b.fill(ctx, t, memoryWrites, key); err != nil {
 			return err
 		}
