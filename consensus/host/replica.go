@@ -67,6 +67,8 @@ type replica struct {
 	alarmKick   chan struct{} // the shard has reached its limit
 	defragTried atomic.Pointer[time.Time]
 
+	reads reads
+
 	mu      sync.Mutex    // guards leader, term, changed
 	leader  uint64        // replica ID, 0 when unknown
 	term    uint64        // the Raft term in which it leads
@@ -385,59 +387,4 @@ func requestError(err error) error {
 		return rpctypes.ErrGRPCRequestTooLarge
 	}
 	return fmt.Errorf("host: %w", err)
-}
-
-// ReadIndex implements etcdapi.Replica: when it returns nil, the local state
-// holds everything that was acknowledged before the call. A read that is lost
-// with a dying leader is asked again as soon as there is a new one.
-func (r *replica) ReadIndex(ctx context.Context) error {
-	if err := r.unreachable(); err != nil && !isPatient(ctx) {
-		return err
-	}
-	ctx, cancel := r.deadline(ctx)
-	defer cancel()
-	for {
-		changed := r.wait()
-		err := r.readIndexOnce(ctx, changed)
-		if err == nil {
-			r.caughtUp.Store(true)
-			return nil
-		}
-		if !errors.Is(err, errRetry) {
-			return err
-		}
-		if err := r.pause(ctx, changed); err != nil {
-			return err
-		}
-	}
-}
-
-func (r *replica) readIndexOnce(ctx context.Context, changed <-chan struct{}) error {
-	attempt, cancel := context.WithTimeout(ctx, r.ElectionTimeout())
-	defer cancel()
-	rs, err := r.h.nh.ReadIndex(uint64(r.shard.ID), r.ticks(attempt))
-	if err != nil {
-		return requestError(err)
-	}
-	select {
-	case v := <-rs.AppliedC():
-		defer rs.Release()
-		switch {
-		case v.Completed():
-			return nil
-		case v.Terminated():
-			return rpctypes.ErrGRPCStopped
-		default: // dropped, timed out: reads may always be repeated
-			return errRetry
-		}
-	case <-changed:
-		return errRetry
-	case <-attempt.Done():
-		if ctx.Err() != nil {
-			return ctxError(ctx)
-		}
-		return errRetry
-	case <-r.ctx.Done():
-		return rpctypes.ErrGRPCStopped
-	}
 }

@@ -129,8 +129,8 @@ func startEtcd(ctx context.Context, bin, dir string) (*cluster, error) {
 
 // startSkein runs hosts of the store, makes all of them voters of every shard and
 // spreads the leaders.
-func startSkein(ctx context.Context, bin, dir string, extra []string) (*cluster, error) {
-	c := &cluster{name: "skein", dir: filepath.Join(dir, "skein")}
+func startSkein(ctx context.Context, name, bin, dir string, extra []string) (*cluster, error) {
+	c := &cluster{name: name, dir: filepath.Join(dir, name)}
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return nil, err
 	}

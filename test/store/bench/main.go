@@ -21,7 +21,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -43,19 +42,20 @@ const (
 )
 
 type options struct {
-	etcd, skein, dir, out, workloads, clients, systems, skeinFlags string
-	duration                                                       time.Duration
-	reps                                                           int
-	memory, fast                                                   bool
+	etcd, skein, before, dir, out, workloads, clients, systems, skeinFlags string
+	duration                                                               time.Duration
+	reps                                                                   int
+	memory, fast                                                           bool
 }
 
 func main() {
 	var o options
 	flag.StringVar(&o.etcd, "etcd", "bin/etcd", "executable of etcd")
 	flag.StringVar(&o.skein, "skein", "bin/skein-store", "executable of the store")
+	flag.StringVar(&o.before, "before", "", "executable of another version of the store, for the systems spread-before and one-before")
 	flag.StringVar(&o.dir, "dir", "", "where the data goes (a temporary directory); its disk is what is measured")
 	flag.StringVar(&o.out, "o", "", "write the report to this file as well")
-	flag.StringVar(&o.workloads, "workloads", "put,cas,lrange,srange,list,watch", "what to run")
+	flag.StringVar(&o.workloads, "workloads", "put,cas,lrange,srange,list,watch,watch3", "what to run; watch3 is over three prefixes")
 	flag.StringVar(&o.clients, "clients", "1,16,64,256", "how many clients at the same time")
 	flag.StringVar(&o.systems, "systems", "etcd,spread,one", "what to compare; the first is the base")
 	flag.StringVar(&o.skeinFlags, "skein-flags", "", "more flags for the store")
@@ -65,7 +65,7 @@ func main() {
 	flag.BoolVar(&o.fast, "fast", false, fmt.Sprintf("a fast slice; fails if a ratio is below %.1f", fastBound))
 	flag.Parse()
 	if o.fast {
-		o.workloads, o.clients, o.systems = "put,cas,lrange,watch", "1,64", "etcd,spread"
+		o.workloads, o.clients, o.systems = "put,cas,lrange,watch3", "1,64", "etcd,spread"
 		o.duration, o.reps, o.memory = time.Second, 3, false
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -108,13 +108,17 @@ func start(ctx context.Context, o options, dir string) (l *lab, err error) {
 	}
 	made := map[string]*cluster{}
 	for _, name := range strings.Split(o.systems, ",") {
-		kind, ps := "skein", prefixes
+		kind, ps, bin := "skein", prefixes, o.skein
 		switch name {
 		case "etcd":
 			kind = "etcd"
 		case "spread":
 		case "one":
 			ps = prefixes[:1]
+		case "spread-before":
+			kind, bin = "skein-before", o.before
+		case "one-before":
+			kind, ps, bin = "skein-before", prefixes[:1], o.before
 		default:
 			return l, fmt.Errorf("unknown system %q", name)
 		}
@@ -123,7 +127,7 @@ func start(ctx context.Context, o options, dir string) (l *lab, err error) {
 			if kind == "etcd" {
 				c, err = startEtcd(ctx, o.etcd, dir)
 			} else {
-				c, err = startSkein(ctx, o.skein, dir, strings.Fields(o.skeinFlags))
+				c, err = startSkein(ctx, kind, bin, dir, strings.Fields(o.skeinFlags))
 			}
 			if c != nil {
 				l.clusters = append(l.clusters, c)
@@ -232,18 +236,18 @@ func (l *lab) cells(ctx context.Context, o options, rep *report) (low float64, e
 			if err != nil {
 				return 0, fmt.Errorf("clients: %w", err)
 			}
-			if w == "watch" && n != 16 && !(o.fast && n == 64) {
+			watch := strings.HasPrefix(w, "watch")
+			if watch && n != 16 && !(o.fast && n == 64) {
 				continue // the writers are not what is measured
 			}
-			if ops[w] == nil && w != "watch" {
+			if ops[w] == nil && !watch {
 				return 0, fmt.Errorf("unknown workload %q", w)
 			}
 			results, err := l.cell(ctx, o, w, ops[w], n)
 			if err != nil {
 				return 0, fmt.Errorf("%s with %d clients: %w", w, n, err)
 			}
-			r := rep.row(w, n, results)
-			if len(r) > 1 {
+			if r := rep.row(w, n, results); len(r) > 1 && r[1] > 0 {
 				low = min(low, r[1])
 			}
 		}
@@ -251,31 +255,45 @@ func (l *lab) cells(ctx context.Context, o options, rep *report) (low float64, e
 	return low, nil
 }
 
-// cell returns the results by target and repetition.
+// cell returns the results by target and repetition; none for a target that the
+// workload does not suit.
 func (l *lab) cell(ctx context.Context, o options, name string, do op, n int) ([][]result, error) {
 	results := make([][]result, len(l.targets))
 	for rep := range o.reps {
-		order := slices.Clone(l.targets)
-		for i := range order {
-			j := (i + rep) % len(order) // another one goes first every time
+		for i := range l.targets {
+			j := (i + rep) % len(l.targets) // another one goes first every time
 			t := l.targets[j]
-			var r result
-			var err error
-			if name == "watch" {
-				r, err = l.b.watch(ctx, t, n)
-			} else {
-				r, err = l.b.closed(ctx, t, do, n)
-			}
+			r, ok, err := l.once(ctx, t, name, do, n)
 			if err != nil {
 				return nil, err
 			}
-			results[j] = append(results[j], r)
-			if name == "put" || name == "cas" || name == "watch" {
-				if err := l.b.compact(ctx, t); err != nil {
-					return nil, err
-				}
+			if ok {
+				results[j] = append(results[j], r)
 			}
 		}
 	}
 	return results, nil
+}
+
+// once runs one cell against one target. The watched prefixes are as many for all
+// systems: three, or one, which one shard keeps.
+func (l *lab) once(ctx context.Context, t *target, name string, do op, n int) (r result, ok bool, err error) {
+	switch name {
+	case "watch":
+		if spread := len(t.cluster.etcd) > 1 && len(t.sets) > 1; spread {
+			return r, false, nil
+		}
+		r, err = l.b.watch(ctx, t, t.sets[:1], n)
+	case "watch3":
+		if len(t.sets) < len(prefixes) {
+			return r, false, nil
+		}
+		r, err = l.b.watch(ctx, t, t.sets, n)
+	default:
+		r, err = l.b.closed(ctx, t, do, n)
+	}
+	if err == nil && (do == nil || name == "put" || name == "cas") {
+		err = l.b.compact(ctx, t)
+	}
+	return r, true, err
 }

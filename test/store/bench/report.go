@@ -74,6 +74,10 @@ func (p *report) row(workload string, clients int, results [][]result) []float64
 	ratios := []float64{1}
 	cols := []string{workload, fmt.Sprint(clients), fmt.Sprintf("%.0f", column(base, func(r result) float64 { return r.ops }))}
 	for _, rs := range results[1:] {
+		if len(rs) == 0 {
+			ratios, cols = append(ratios, 0), append(cols, "-", "-")
+			continue
+		}
 		var v []float64
 		for i, r := range rs {
 			v = append(v, r.ops/base[i].ops) // neighbours in time
@@ -84,6 +88,10 @@ func (p *report) row(workload string, clients int, results [][]result) []float64
 	each := func(format string, f func(result) float64) string {
 		var v []string
 		for _, rs := range results {
+			if len(rs) == 0 {
+				v = append(v, "-")
+				continue
+			}
 			v = append(v, fmt.Sprintf(format, column(rs, f)))
 		}
 		return strings.Join(v, " / ")

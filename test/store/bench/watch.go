@@ -36,16 +36,16 @@ type watchers struct {
 	lat []time.Duration
 }
 
-// openWatches opens the watches of t's prefixes and waits until they are there.
-func openWatches(ctx context.Context, t *target) (*watchers, error) {
+// openWatches opens the watches, spread over the prefixes, and waits until they are there.
+func openWatches(ctx context.Context, name string, sets []keyset) (*watchers, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	w := &watchers{cancel: cancel}
 	for i := range watches {
-		k := t.sets[i%len(t.sets)]
-		stream, err := k.conn(i/len(t.sets)).NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/etcdserverpb.Watch/Watch")
+		k := sets[i%len(sets)]
+		stream, err := k.conn(i/len(sets)).NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/etcdserverpb.Watch/Watch")
 		if err != nil {
 			w.close()
-			return nil, fmt.Errorf("watch %s: %w", t.name, err)
+			return nil, fmt.Errorf("watch %s: %w", name, err)
 		}
 		err = stream.SendMsg(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
 			Key: []byte(k.prefix + "watch/"), RangeEnd: []byte(k.prefix + "watch0")}}})
@@ -58,7 +58,7 @@ func openWatches(ctx context.Context, t *target) (*watchers, error) {
 		}
 		if err != nil {
 			w.close()
-			return nil, fmt.Errorf("watch %s: %w", t.name, err)
+			return nil, fmt.Errorf("watch %s: %w", name, err)
 		}
 		w.wg.Go(func() { w.receive(ctx, stream, i%sampled == 0) })
 	}
@@ -135,8 +135,8 @@ func eachField(b []byte, field protowire.Number, f func([]byte)) {
 }
 
 // watch lets n workers put under the watched prefixes and counts what arrives.
-func (b *bench) watch(ctx context.Context, t *target, n int) (result, error) {
-	w, err := openWatches(ctx, t)
+func (b *bench) watch(ctx context.Context, t *target, sets []keyset, n int) (result, error) {
+	w, err := openWatches(ctx, t.name, sets)
 	if err != nil {
 		return result{}, err
 	}
@@ -145,18 +145,18 @@ func (b *bench) watch(ctx context.Context, t *target, n int) (result, error) {
 	usage, stop := b.usage(t, start)
 	defer stop()
 	end := start.Add(b.duration)
-	perSet := make([]atomic.Int64, len(t.sets))
+	perSet := make([]atomic.Int64, len(sets))
 	var errs atomic.Int64
 	var wg sync.WaitGroup
 	for i := range n {
 		wg.Go(func() {
-			set := i % len(t.sets)
-			k := t.sets[set]
+			set := i % len(sets)
+			k := sets[set]
 			value := append([]byte(nil), b.value...)
 			for j := 0; time.Now().Before(end) && ctx.Err() == nil; j++ {
 				rctx, cancel := context.WithTimeout(ctx, requestTimeout)
 				binary.BigEndian.PutUint64(value, uint64(time.Now().UnixNano()))
-				_, err := pb.NewKVClient(k.conn(i/len(t.sets)+j)).Put(rctx, &pb.PutRequest{Key: fmt.Appendf(nil, "%swatch/%d/%d", k.prefix, i, j%100), Value: value})
+				_, err := pb.NewKVClient(k.conn(i/len(sets)+j)).Put(rctx, &pb.PutRequest{Key: fmt.Appendf(nil, "%swatch/%d/%d", k.prefix, i, j%100), Value: value})
 				cancel()
 				if err != nil {
 					errs.Add(1)
@@ -169,8 +169,8 @@ func (b *bench) watch(ctx context.Context, t *target, n int) (result, error) {
 	wg.Wait()
 	var expected int64
 	for i := range perSet {
-		ours := int64(watches / len(t.sets))
-		if i < watches%len(t.sets) {
+		ours := int64(watches / len(sets))
+		if i < watches%len(sets) {
 			ours++
 		}
 		expected += perSet[i].Load() * ours

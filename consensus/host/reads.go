@@ -1,0 +1,158 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+)
+
+// maxReadRounds may be under way at a time. More make a read wait less for the round
+// before it, fewer make more reads share a round.
+const maxReadRounds = 2
+
+// reads makes many linearizable reads share a round of messages to the voters: when
+// enough rounds are under way, who comes waits for the next one, which is begun when
+// one of them ends. A lone reader pays nothing for it.
+type reads struct {
+	mu       sync.Mutex // guards the rest
+	underWay int
+	next     *readRound // waits to be begun, nil if nobody does
+}
+
+// readRound is one round. Who waits for it began to wait before it was begun, so its
+// answer holds for all of them.
+type readRound struct {
+	begin chan struct{} // closed when it is to be begun
+	done  chan struct{} // closed when err is set
+	err   error
+}
+
+// join enters the next round. Who gets mine runs it, once begin is closed, and calls
+// end; the others wait for its done.
+func (q *reads) join() (round *readRound, mine bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.next != nil {
+		return q.next, false
+	}
+	round = &readRound{begin: make(chan struct{}), done: make(chan struct{})}
+	if q.underWay < maxReadRounds {
+		q.underWay++
+		close(round.begin)
+	} else {
+		q.next = round
+	}
+	return round, true
+}
+
+// end gives the round's answer to all who wait for it, and begins the next one.
+func (q *reads) end(round *readRound, err error) {
+	round.err = err
+	q.mu.Lock()
+	if q.next == round { // it was never begun
+		q.next = nil
+	} else if q.underWay--; q.next != nil {
+		q.underWay++
+		close(q.next.begin)
+		q.next = nil
+	}
+	q.mu.Unlock()
+	close(round.done)
+}
+
+// errAgain: whoever ran the round has gone away.
+var errAgain = errors.New("host: the read has to be repeated")
+
+// ReadIndex implements etcdapi.Replica: when it returns nil, the local state
+// holds everything that was acknowledged before the call. A read that is lost
+// with a dying leader is asked again as soon as there is a new one.
+func (r *replica) ReadIndex(ctx context.Context) error {
+	if err := r.unreachable(); err != nil && !isPatient(ctx) {
+		return err
+	}
+	ctx, cancel := r.deadline(ctx)
+	defer cancel()
+	for {
+		changed := r.wait()
+		err := r.readTogether(ctx, changed)
+		switch {
+		case err == nil:
+			if !r.caughtUp.Load() {
+				r.caughtUp.Store(true)
+			}
+			return nil
+		case errors.Is(err, errAgain):
+		case !errors.Is(err, errRetry):
+			return err
+		default:
+			if err := r.pause(ctx, changed); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// readTogether takes part in one round.
+func (r *replica) readTogether(ctx context.Context, changed <-chan struct{}) error {
+	round, mine := r.reads.join()
+	wait := round.begin
+	if !mine {
+		wait = round.done
+	}
+	var stopped error
+	select {
+	case <-wait:
+	case <-ctx.Done():
+		stopped = ctxError(ctx)
+	case <-r.ctx.Done():
+		stopped = rpctypes.ErrGRPCStopped
+	}
+	switch {
+	case !mine && stopped == nil:
+		return round.err
+	case !mine:
+		return stopped
+	case stopped != nil:
+		r.reads.end(round, errAgain)
+		return stopped
+	}
+	err := r.readIndexOnce(ctx, changed)
+	shared := err
+	if err != nil && ctx.Err() != nil {
+		shared = errAgain // the others may have more time
+	}
+	r.reads.end(round, shared)
+	return err
+}
+
+func (r *replica) readIndexOnce(ctx context.Context, changed <-chan struct{}) error {
+	attempt, cancel := context.WithTimeout(ctx, r.ElectionTimeout())
+	defer cancel()
+	rs, err := r.h.nh.ReadIndex(uint64(r.shard.ID), r.ticks(attempt))
+	if err != nil {
+		return requestError(err)
+	}
+	select {
+	case v := <-rs.AppliedC():
+		defer rs.Release()
+		switch {
+		case v.Completed():
+			return nil
+		case v.Terminated():
+			return rpctypes.ErrGRPCStopped
+		default: // dropped, timed out: reads may always be repeated
+			return errRetry
+		}
+	case <-changed:
+		return errRetry
+	case <-attempt.Done():
+		if ctx.Err() != nil {
+			return ctxError(ctx)
+		}
+		return errRetry
+	case <-r.ctx.Done():
+		return rpctypes.ErrGRPCStopped
+	}
+}
