@@ -258,14 +258,14 @@ func (c *cluster) bootstrap(ctx context.Context, ids []string) error {
 func (c *cluster) ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	for _, eps := range c.etcd {
+	for shard, eps := range c.etcd {
 		for _, ep := range eps {
 			conn, err := dial(ep)
 			if err != nil {
 				return err
 			}
 			for err = errors.New("not asked yet"); err != nil; {
-				if _, err = pb.NewKVClient(conn).Range(ctx, &pb.RangeRequest{Key: []byte("ready")}); err != nil && ctx.Err() != nil {
+				if _, err = pb.NewKVClient(conn).Range(ctx, &pb.RangeRequest{Key: []byte(prefixes[shard%len(prefixes)])}); err != nil && ctx.Err() != nil {
 					return errors.Join(fmt.Errorf("%s at %s does not answer: %w", c.name, ep, err), conn.Close())
 				}
 			}

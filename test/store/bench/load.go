@@ -235,7 +235,7 @@ func (b *bench) compact(ctx context.Context, t *target) error {
 	defer cancel()
 	for _, k := range t.sets {
 		kv := pb.NewKVClient(k.conn(0))
-		r, err := kv.Range(ctx, &pb.RangeRequest{Key: []byte("x")})
+		r, err := kv.Range(ctx, &pb.RangeRequest{Key: []byte(k.prefix)})
 		if err == nil {
 			_, err = kv.Compact(ctx, &pb.CompactionRequest{Revision: r.Header.Revision})
 		}
