@@ -33,6 +33,7 @@ func TestCluster(t *testing.T) {
 		{"pods", w.pods},
 		{"workloads", w.workloads},
 		{"crash", w.crash},
+		{"sealed", w.sealed},
 		{"leader kill", w.leaderKill},
 		{"node kill", w.nodeKill},
 		{"no leader", w.noLeader},
