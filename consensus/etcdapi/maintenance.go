@@ -37,7 +37,7 @@ func (s *maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*p
 	resp := &pb.StatusResponse{
 		Header: header(s.r, m.Rev()), Version: version.Version, StorageVersion: storageVersion,
 		Leader: leader, RaftTerm: term, RaftIndex: m.Applied(), RaftAppliedIndex: m.Applied(),
-		DbSize: total, DbSizeInUse: used, DowngradeInfo: &pb.DowngradeInfo{},
+		DbSize: total, DbSizeInUse: used, DowngradeInfo: &pb.DowngradeInfo{}, DbSizeQuota: max(0, s.r.Quota()),
 	}
 	for _, a := range m.Alarms(pb.AlarmType_NONE) {
 		resp.Errors = append(resp.Errors, a.String())

@@ -52,6 +52,8 @@ type Replica interface {
 	// Members lists the members: as of now, or as this replica last read them.
 	Members(ctx context.Context, linearizable bool) ([]*pb.Member, error)
 	TransferLeader(ctx context.Context, to uint64) error
+	// Quota bounds what the shard may have in use, in bytes; not positive for none.
+	Quota() int64
 	// NextID returns a number that no other call in the cluster returns.
 	NextID() uint64
 	// Done is closed when the replica stops.

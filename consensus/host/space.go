@@ -88,6 +88,9 @@ func (r *replica) spaceError() error {
 	return &SpaceError{Shard: r.shard.Name, InUse: used, Quota: r.h.cfg.Space.Quota}
 }
 
+// Quota implements etcdapi.Replica.
+func (r *replica) Quota() int64 { return r.h.cfg.Space.Quota }
+
 // spaceLoop notes which revision was the newest when; while this replica leads,
 // it compacts the shard, ends its alarm, and compares the replicas' data.
 func (r *replica) spaceLoop() {

@@ -76,7 +76,7 @@ func (h *History) Compact(c Config, now time.Duration, s State) (rev int64, reas
 	if s.Rev-s.Compacted > c.MaxRevisions+c.MaxRevisions/10 {
 		consider(min(s.Rev-c.MaxRevisions, young), "number of revisions")
 	}
-	if c.Quota > 0 && s.InUse > c.Quota/4*3 && s.Since >= c.MinRetention {
+	if c.Quota > 0 && s.InUse > c.Quota/4*3 && s.Since >= c.MinRetention/5 {
 		consider(young, "space")
 	}
 	return rev, reason
