@@ -99,9 +99,13 @@ func (s *statusCmd) Run(ctx context.Context) error {
 	}
 	err = s.print(st, func(w io.Writer) {
 		fmt.Fprintf(w, "node\t%s\ncluster\t%s\nversion\t%s\nup\t%s\n\n", st.Node, st.Cluster, st.Version, short(st.Uptime))
-		fmt.Fprintln(w, "SHARD\tLEADER\tTERM\tAPPLIED\tHERE\tVOTERS\tSPARES")
+		fmt.Fprintln(w, "SHARD\tLEADER\tTERM\tAPPLIED\tREVISION\tIN USE\tHERE\tREADY\tVOTERS\tSPARES")
 		for _, x := range st.Shards {
-			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t%s\n", x.Name, orDash(x.Leader), x.Term, x.Applied, x.Role, orDash(strings.Join(x.Voters, ",")), orDash(strings.Join(x.Spares, ",")))
+			here := []any{"-", "-", "-", "-", "-"} // what only a replica knows
+			if x.Role != "none" {
+				here = []any{x.Term, x.Applied, x.Revision, fmt.Sprintf("%d/%d kB", x.InUse>>10, x.Size>>10), map[bool]string{true: "yes", false: "no"}[x.Ready]}
+			}
+			fmt.Fprintf(w, "%s\t%s\t%v\t%v\t%v\t%v\t%s\t%v\t%s\t%s\n", x.Name, orDash(x.Leader), here[0], here[1], here[2], here[3], x.Role, here[4], orDash(strings.Join(x.Voters, ",")), orDash(strings.Join(x.Spares, ",")))
 		}
 		printPlacement(w, st)
 		fmt.Fprintln(w, "\nPART\tHEALTH\tDETAIL")

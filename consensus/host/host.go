@@ -33,16 +33,17 @@ const (
 
 // Host is this node's part in the store.
 type Host struct {
-	cfg   Config
-	log   *slog.Logger
-	nh    *dragonboat.NodeHost
-	reg   *registry
-	trans *transport
-	ids   *idutil.Generator
-	terms *termFile
-	gen   atomic.Pointer[generation]
-	disk  *prober
-	guard *guard
+	cfg    Config
+	log    *slog.Logger
+	nh     *dragonboat.NodeHost
+	reg    *registry
+	trans  *transport
+	ids    *idutil.Generator
+	terms  *termFile
+	meters *meters
+	gen    atomic.Pointer[generation]
+	disk   *prober
+	guard  *guard
 
 	ctx    context.Context // ends when Close begins
 	cancel context.CancelFunc
@@ -84,6 +85,7 @@ func New(cfg Config) (*Host, error) {
 	}
 	h := &Host{cfg: cfg, log: log, opened: make(chan struct{}), replicas: map[shard.ID]*replica{}, subs: map[chan struct{}]bool{}}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
+	h.meters = newMeters(cfg.Shards)
 	var err error
 	if h.terms, err = openTerms(filepath.Join(cfg.Dir, "term")); err != nil {
 		return nil, err
@@ -138,7 +140,7 @@ func newNodeHost(h *Host, dir string) (nh *dragonboat.NodeHost, err error) {
 	nhc.Expert.TransportFactory = h.trans
 	// One step worker for all shards, so that what they save at the same time is one
 	// record of one log, with one fdatasync.
-	nhc.Expert.LogDBFactory = raftlog.Factory{Logger: h.log}
+	nhc.Expert.LogDBFactory = raftlog.Factory{Logger: h.log, OnSync: func(d time.Duration) { h.meters.sync.Observe(d.Seconds()) }}
 	nhc.Expert.LogDB = config.GetTinyMemLogDBConfig()
 	nhc.Expert.LogDB.Shards = 1
 	nhc.Expert.Engine = config.EngineConfig{ExecShards: 1, CommitShards: 1, ApplyShards: 2, SnapshotShards: 2, CloseShards: 1}

@@ -92,6 +92,7 @@ func newReplica(h *Host, s shard.Shard, id uint64) *replica {
 		OnLeader:   func(uint64, uint64) { r.wake() },
 		OnHold:     func(uint64) { r.wake() },
 		Checkpoint: r.checkpointLeases,
+		OnApplied:  func(d time.Duration) { h.meters.of[s.ID].apply.Observe(d.Seconds()) },
 	})
 	r.client = etcdapi.NewClient(r, h.cfg.WatchProgress, r.log)
 	return r
@@ -229,14 +230,16 @@ func (r *replica) ticks(ctx context.Context) time.Duration {
 }
 
 // Propose implements etcdapi.Replica.
-func (r *replica) Propose(ctx context.Context, q *pb.InternalRaftRequest) (mvcc.Result, error) {
+func (r *replica) Propose(ctx context.Context, q *pb.InternalRaftRequest) (res mvcc.Result, err error) {
+	end := r.h.meters.of[r.shard.ID].begin()
+	defer func() { end(err) }()
 	if err := r.unreachable(); err != nil {
 		return mvcc.Result{}, err
 	}
 	if err := r.checkSpace(q); err != nil {
 		return mvcc.Result{}, err
 	}
-	res, err := r.propose(ctx, q, 0)
+	res, err = r.propose(ctx, q, 0)
 	if errors.Is(err, rpctypes.ErrGRPCNoSpace) {
 		err = r.spaceError()
 	}

@@ -18,6 +18,10 @@ import (
 // Update implements IOnDiskStateMachine. The only error is ErrNewerCommand,
 // which stops the process: dragonboat treats every error as the end.
 func (m *Machine) Update(ents []dsm.Entry) ([]dsm.Entry, error) {
+	if m.cfg.OnApplied != nil {
+		start := time.Now()
+		defer func() { m.cfg.OnApplied(time.Since(start)) }()
+	}
 	for i := range ents {
 		e := &ents[i]
 		m.index.SetConsistentApplyingIndex(e.Index, m.leader.Load())

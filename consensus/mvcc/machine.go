@@ -58,6 +58,9 @@ type Config struct {
 	OnLeader func(term, replica uint64)
 	// OnFence is called likewise after a Fence command raised the term. Optional.
 	OnFence func(term uint64)
+	// OnApplied is called likewise with the time that a batch of entries took.
+	// Optional.
+	OnApplied func(time.Duration)
 	// OnHold is called likewise after a hold began, with its ID, or ended, with 0.
 	// Optional.
 	OnHold func(id uint64)

@@ -41,13 +41,19 @@ type Member struct {
 
 // Shard is the state of one Raft group as this node sees it.
 type Shard struct {
-	Name    string   `json:"name"`
-	Leader  string   `json:"leader,omitempty"`
-	Term    uint64   `json:"term"`
-	Applied uint64   `json:"applied"`
-	Role    string   `json:"role"`
-	Voters  []string `json:"voters,omitempty"`
-	Spares  []string `json:"spares,omitempty"`
+	Name    string `json:"name"`
+	Leader  string `json:"leader,omitempty"`
+	Term    uint64 `json:"term"`
+	Applied uint64 `json:"applied"`
+	Role    string `json:"role"`
+	// Ready, Revision, InUse and Size (bytes of the database) are of the replica here.
+	Ready    bool  `json:"ready"`
+	Revision int64 `json:"revision,omitempty"`
+	InUse    int64 `json:"inUseBytes,omitempty"`
+	Size     int64 `json:"sizeBytes,omitempty"`
+
+	Voters []string `json:"voters,omitempty"`
+	Spares []string `json:"spares,omitempty"`
 }
 
 // Placement is what the leader has decided about the replicas of the store.

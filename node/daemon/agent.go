@@ -60,7 +60,7 @@ func (n *node) runAgent(ctx context.Context) error {
 	g.Go(func() error {
 		s, err := server.New(server.Config{
 			NodeName: n.cfg.Name, Pods: n.desired.Pods, Pod: n.desired.Pod, Runtime: rt, ReadLog: logs.Read,
-			Authorize: newAuthorizer(n.client, n.cfg.Name).allowed, Healthy: n.desired.Health,
+			Authorize: newAuthorizer(n.client, n.cfg.Name).allowed, Healthy: n.desired.Health, Metrics: n.metrics,
 			Extra:  map[string]http.Handler{"/skein/v1/": n.nodeHandler()},
 			Logger: n.log.With("part", "agent-api"),
 		})

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -161,13 +162,17 @@ func (n *node) watchStore(ctx context.Context) error {
 
 func (n *node) announceRole() {
 	role := string(host.RoleNone)
+	var leads []string
 	for _, s := range n.host.Status() {
+		if s.Role == host.RoleLeader {
+			leads = append(leads, s.Shard)
+		}
 		if s.Shard == systemShard && s.Role != host.RoleStarting {
 			role = string(s.Role)
 		}
 		n.reportStore(s)
 	}
-	n.announce(map[string]string{membership.TagRole: role})
+	n.announce(map[string]string{membership.TagRole: role, tagLeads: strings.Join(leads, ",")})
 }
 
 // reportStore says how the replica of a shard is.

@@ -24,6 +24,9 @@ import (
 // tagVoter says whether a node may vote (Config.Voter); absent means auto.
 const tagVoter = "vt"
 
+// tagLeads names the shards that a node leads, for those that hold no replica; absent for none.
+const tagLeads = "ld"
+
 // hostIDOf is a node's name in the store's memberships: made of its enrolled key, so that a certificate proves it and a
 // node with a new key is a new node.
 func hostIDOf(public any) (string, error) {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/component-base/version"
 
@@ -56,6 +57,7 @@ func (n *node) controlHandler() http.Handler {
 	}
 	handle("GET /skein/v1/members", func(*http.Request) (any, error) { return n.members(), nil })
 	handle("GET /skein/v1/status", func(r *http.Request) (any, error) { return n.status(r.Context()), nil })
+	mux.Handle("GET /skein/v1/metrics", promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}))
 	handle("GET /skein/v1/tokens", n.listTokens)
 	handle("POST /skein/v1/tokens", n.createToken)
 	handle("DELETE /skein/v1/tokens/{id}", n.revokeToken)
@@ -165,8 +167,8 @@ func (n *node) status(ctx context.Context) client.Status {
 	for _, x := range n.host.Status() {
 		n.reportStore(x)
 		shard := client.Shard{Name: x.Shard, Leader: x.Leader.Node, Term: host.RaftTerm(x.Term), Applied: x.Applied,
-			Role: string(x.Role), Voters: names(x.Voters), Spares: names(x.NonVoters)}
-		if x.Role == host.RoleNone && x.Shard == systemShard {
+			Role: string(x.Role), Ready: x.Ready, Revision: x.Revision, InUse: x.SizeInUse, Size: x.Size, Voters: names(x.Voters), Spares: names(x.NonVoters)}
+		if x.Role == host.RoleNone {
 			n.rolesFromGossip(&shard)
 		}
 		s.Shards = append(s.Shards, shard)
@@ -187,10 +189,11 @@ func (n *node) rolesFromGossip(s *client.Shard) {
 		if m.Verdict == health.Dead || m.Verdict == health.Left {
 			continue
 		}
-		switch host.Role(m.Tags[membership.TagRole]) {
-		case host.RoleLeader:
-			s.Leader, s.Voters = m.Name, append(s.Voters, m.Name)
-		case host.RoleVoter:
+		if slices.Contains(strings.Split(m.Tags[tagLeads], ","), s.Name) {
+			s.Leader = m.Name
+		}
+		switch host.Role(m.Tags[membership.TagRole]) { // the same nodes vote in all shards
+		case host.RoleLeader, host.RoleVoter:
 			s.Voters = append(s.Voters, m.Name)
 		case host.RoleNonVoter:
 			s.Spares = append(s.Spares, m.Name)

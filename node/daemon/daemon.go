@@ -20,9 +20,11 @@ import (
 	"time"
 
 	sdnotify "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/component-base/metrics/legacyregistry"
 
 	"skein.io/skein/consensus/host"
 	"skein.io/skein/consensus/keyring"
@@ -60,6 +62,7 @@ type node struct {
 
 	gossip  *membership.Membership
 	host    *host.Host
+	metrics *prometheus.Registry
 	ring    *keyring.Holder // empty while this node holds no replica
 	voters  *members.Manager
 	api     apiServer
@@ -159,6 +162,7 @@ func (n *node) run(ctx context.Context) (err error) {
 		return err
 	}
 	closers = append(closers, func() {
+		legacyregistry.Registerer().Unregister(n.host)
 		sctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		n.logIf("stop the store", n.host.Close(sctx))
@@ -166,6 +170,10 @@ func (n *node) run(ctx context.Context) (err error) {
 	localKey, err := n.id.LocalKey("desired state")
 	if err != nil {
 		return err
+	}
+	n.metrics = prometheus.NewRegistry()
+	if err := errors.Join(n.metrics.Register(n.host), legacyregistry.Registerer().Register(n.host)); err != nil { // the second: the API's /metrics
+		return fail(fmt.Errorf("metrics of the store: %w", err))
 	}
 	if n.desired, err = desired.Open(filepath.Join(n.cfg.StateDir, "desired.db"), localKey, n.log); err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/lni/dragonboat/v4/config"
 	"github.com/lni/dragonboat/v4/raftio"
@@ -40,6 +41,8 @@ const (
 type Factory struct {
 	// SegmentBytes of a file. Default 8 MiB.
 	SegmentBytes int64
+	// OnSync is told how long the flush of a batch took, after each. Optional.
+	OnSync func(time.Duration)
 	// Logger; nil discards.
 	Logger *slog.Logger
 }
@@ -194,8 +197,12 @@ func (d *DB) append() (*segment, int64, error) {
 	if _, err := s.f.WriteAt(d.w.seal(s.number), off); err != nil {
 		return nil, 0, fmt.Errorf("write %s: %w", s.path, err)
 	}
+	start := time.Now()
 	if err := fdatasync(s.f); err != nil {
 		return nil, 0, fmt.Errorf("sync %s: %w", s.path, err)
+	}
+	if d.cfg.OnSync != nil {
+		d.cfg.OnSync(time.Since(start))
 	}
 	d.end += size
 	return s, off, nil

@@ -21,6 +21,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/proxy"
@@ -54,6 +55,8 @@ type Config struct {
 	ReadLog ReadLog
 	// Authorize decides on a request; the reason is shown to the client. Required.
 	Authorize func(ctx context.Context, u User, a Attributes) (allowed bool, reason string, err error)
+	// Metrics of other parts of the node, shown below those of the pods. Optional.
+	Metrics prometheus.Gatherer
 	// Healthy returns why the agent is not well; nil function or nil error: it is.
 	Healthy func() error
 	// Extra handles paths of its own, which authenticate their callers themselves; path prefixes end in a slash.

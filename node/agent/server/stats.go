@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/common/expfmt"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
@@ -142,6 +143,18 @@ func (s *Server) metrics(w http.ResponseWriter, r *http.Request) {
 		}
 		if c := b.GetLinux().GetMemory().GetWorkingSetBytes(); c != nil {
 			fmt.Fprintf(w, "pod_memory_working_set_bytes%s %d\n", l, c.Value)
+		}
+	}
+	if s.cfg.Metrics == nil {
+		return
+	}
+	more, err := s.cfg.Metrics.Gather()
+	if err != nil {
+		s.cfg.Logger.Warn("some metrics are missing", "err", err)
+	}
+	for _, m := range more {
+		if _, err := expfmt.MetricFamilyToText(w, m); err != nil {
+			return // the client went away
 		}
 	}
 }
