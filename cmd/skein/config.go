@@ -65,6 +65,7 @@ func (r *fileResolver) Validate(app *kong.Application) error {
 			}
 		}
 	}
+	r.flatten(known)
 	var bad []string
 	for k := range r.values {
 		if !known[k] {
@@ -76,6 +77,20 @@ func (r *fileResolver) Validate(app *kong.Application) error {
 	}
 	sort.Strings(bad)
 	return fmt.Errorf("configuration %s: unknown key %s (keys are the long flags of 'skein up')", r.path, strings.Join(bad, ", "))
+}
+
+// flatten turns a mapping, as backup: {dir: D}, into the flags that it stands for: backup-dir.
+func (r *fileResolver) flatten(known map[string]bool) {
+	for k, v := range r.values {
+		m, ok := v.(map[string]any)
+		if !ok || known[k] {
+			continue
+		}
+		delete(r.values, k)
+		for sub, x := range m {
+			r.values[k+"-"+sub] = x
+		}
+	}
 }
 
 // Resolve gives kong the file's value of a flag of a command that starts or prepares the node; of other commands only where the local node is. Kong would let the

@@ -99,6 +99,18 @@ func TestConfigFileSetsFlags(t *testing.T) {
 	if !strings.Contains(errOut, `node name "also_not"`) {
 		t.Errorf("the flag did not win over the file: %q", errOut)
 	}
+	if err := os.WriteFile(path, []byte("name: nn\naddress: 192.0.2.9\nbackup: {dir: here, schedule: often}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, errOut = capture(t, "--config", path, "up"); !strings.Contains(errOut, `backup schedule "often"`) {
+		t.Errorf("a mapping of the file was not used: %q", errOut)
+	}
+	if err := os.WriteFile(path, []byte("backup: {dri: here}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, errOut = capture(t, "--config", path, "version"); !strings.Contains(errOut, `unknown key backup-dri`) {
+		t.Errorf("a wrong key in a mapping: %q", errOut)
+	}
 }
 
 // The order is flags, environment, file; a command other than up and join takes from the file where the node is.

@@ -16,30 +16,35 @@ import (
 
 // nodeFlags are the settings of a node; the configuration file has the same names.
 type nodeFlags struct {
-	Name          string            `help:"Node name, unique in the cluster." env:"SKEIN_NAME" default:"${hostname}"`
-	StateDir      string            `help:"Where the node keeps its state." type:"path" env:"SKEIN_STATE_DIR" default:"${state}"`
-	Address       string            `help:"IPv4 address that other nodes reach this one at (default: the one towards the default route)." env:"SKEIN_ADDRESS"`
-	Zone          string            `help:"Failure zone of the node: voters and pods spread over zones." env:"SKEIN_ZONE"`
-	Label         map[string]string `help:"Labels of the node (KEY=VALUE)." env:"SKEIN_LABELS" mapsep:","`
-	Voter         string            `help:"Whether this node may hold a vote in the store: auto, never or prefer. Sets the label skein.io/voter, which can be changed later." enum:"auto,never,prefer" env:"SKEIN_VOTER" default:"auto"`
-	ReplaceAfter  time.Duration     `name:"voter-replace-after" help:"How long a voter may be dead before a spare takes its place." env:"SKEIN_VOTER_REPLACE_AFTER" default:"30s"`
-	Profile       string            `help:"Network profile of the failure detector: lan or edge, for slow links (first node only)." enum:"lan,edge" env:"SKEIN_PROFILE" default:"lan"`
-	CRIEndpoint   string            `name:"cri-endpoint" help:"Socket of a CRI runtime to use instead of the embedded containerd (unix:///run/containerd/containerd.sock)." env:"SKEIN_CRI_ENDPOINT"`
-	CNIDir        string            `name:"cni-dir" help:"Where the runtime of --cri-endpoint reads network configurations: the node's is put there (default: what the runtime says, or /etc/cni/net.d)." type:"path" env:"SKEIN_CNI_DIR"`
-	CNIBinDir     string            `name:"cni-bin-dir" help:"Where the runtime of --cri-endpoint looks for network plugins: a link to skein-helper is put there (default: what the runtime says, or /opt/cni/bin)." type:"path" env:"SKEIN_CNI_BIN_DIR"`
-	CgroupRoot    string            `help:"Cgroup, in every hierarchy, under which the node and its pods live." env:"SKEIN_CGROUP_ROOT" default:"/skein"`
-	ServiceCgroup string            `help:"Cgroup whose processes reach Services (default: the whole machine)." env:"SKEIN_SERVICE_CGROUP"`
-	Uplink        string            `help:"Network interface towards the other nodes (default: the one that has --address)." env:"SKEIN_UPLINK"`
-	PodCIDR       string            `name:"pod-cidr" help:"Pod addresses of the whole cluster (first node only)." env:"SKEIN_POD_CIDR" default:"10.244.0.0/16"`
-	ServiceCIDR   string            `name:"service-cidr" help:"Service addresses of the cluster (first node only)." env:"SKEIN_SERVICE_CIDR" default:"10.96.0.0/16"`
-	ClusterDomain string            `help:"DNS domain of the cluster (first node only)." env:"SKEIN_CLUSTER_DOMAIN" default:"cluster.local"`
-	EvictionGrace time.Duration     `help:"How long pods stay on a dead node before others replace them." env:"SKEIN_EVICTION_GRACE" default:"10s"`
-	EtcdPort      int               `help:"Port at which the first shard of the store is served as etcd, to administrators; the others take those behind it. -1: not at all." env:"SKEIN_ETCD_PORT" default:"7950"`
-	StoreQuota    int64             `help:"What each shard of the store may have in use, in MiB; negative for no bound. The same on all nodes." env:"SKEIN_STORE_QUOTA" default:"2048"`
-	Seal          []string          `help:"Resources whose objects are sealed in the store, beside Secrets (RESOURCE or RESOURCE.GROUP; the same on all nodes)." env:"SKEIN_SEAL"`
-	CertTTL       time.Duration     `name:"cert-ttl" hidden:"" help:"Life of the certificates of nodes that this node signs." env:"SKEIN_CERT_TTL"`
-	KeySettle     time.Duration     `hidden:"" help:"How long a key rotation waits for earlier requests to end." env:"SKEIN_KEY_SETTLE"`
-	LogLevel      string            `help:"debug, info, warn or error." enum:"debug,info,warn,error" env:"SKEIN_LOG_LEVEL" default:"info"`
+	Name                 string            `help:"Node name, unique in the cluster." env:"SKEIN_NAME" default:"${hostname}"`
+	StateDir             string            `help:"Where the node keeps its state." type:"path" env:"SKEIN_STATE_DIR" default:"${state}"`
+	Address              string            `help:"IPv4 address that other nodes reach this one at (default: the one towards the default route)." env:"SKEIN_ADDRESS"`
+	Zone                 string            `help:"Failure zone of the node: voters and pods spread over zones." env:"SKEIN_ZONE"`
+	Label                map[string]string `help:"Labels of the node (KEY=VALUE)." env:"SKEIN_LABELS" mapsep:","`
+	Voter                string            `help:"Whether this node may hold a vote in the store: auto, never or prefer. Sets the label skein.io/voter, which can be changed later." enum:"auto,never,prefer" env:"SKEIN_VOTER" default:"auto"`
+	ReplaceAfter         time.Duration     `name:"voter-replace-after" help:"How long a voter may be dead before a spare takes its place." env:"SKEIN_VOTER_REPLACE_AFTER" default:"30s"`
+	Profile              string            `help:"Network profile of the failure detector: lan or edge, for slow links (first node only)." enum:"lan,edge" env:"SKEIN_PROFILE" default:"lan"`
+	CRIEndpoint          string            `name:"cri-endpoint" help:"Socket of a CRI runtime to use instead of the embedded containerd (unix:///run/containerd/containerd.sock)." env:"SKEIN_CRI_ENDPOINT"`
+	CNIDir               string            `name:"cni-dir" help:"Where the runtime of --cri-endpoint reads network configurations: the node's is put there (default: what the runtime says, or /etc/cni/net.d)." type:"path" env:"SKEIN_CNI_DIR"`
+	CNIBinDir            string            `name:"cni-bin-dir" help:"Where the runtime of --cri-endpoint looks for network plugins: a link to skein-helper is put there (default: what the runtime says, or /opt/cni/bin)." type:"path" env:"SKEIN_CNI_BIN_DIR"`
+	CgroupRoot           string            `help:"Cgroup, in every hierarchy, under which the node and its pods live." env:"SKEIN_CGROUP_ROOT" default:"/skein"`
+	ServiceCgroup        string            `help:"Cgroup whose processes reach Services (default: the whole machine)." env:"SKEIN_SERVICE_CGROUP"`
+	Uplink               string            `help:"Network interface towards the other nodes (default: the one that has --address)." env:"SKEIN_UPLINK"`
+	PodCIDR              string            `name:"pod-cidr" help:"Pod addresses of the whole cluster (first node only)." env:"SKEIN_POD_CIDR" default:"10.244.0.0/16"`
+	ServiceCIDR          string            `name:"service-cidr" help:"Service addresses of the cluster (first node only)." env:"SKEIN_SERVICE_CIDR" default:"10.96.0.0/16"`
+	ClusterDomain        string            `help:"DNS domain of the cluster (first node only)." env:"SKEIN_CLUSTER_DOMAIN" default:"cluster.local"`
+	BackupDir            string            `help:"Directory for scheduled backups, which the cluster's leader makes (all nodes: the same)." type:"path" env:"SKEIN_BACKUP_DIR"`
+	BackupSchedule       string            `help:"When: five cron fields in UTC, @hourly, @daily, @every 6h (default: @daily)." env:"SKEIN_BACKUP_SCHEDULE"`
+	BackupKeep           int               `help:"How many scheduled backups to keep; negative for any number (default: 7)." env:"SKEIN_BACKUP_KEEP"`
+	BackupKeepFor        time.Duration     `help:"How long to keep them; the newest stays in any case (default: for ever)." env:"SKEIN_BACKUP_KEEP_FOR"`
+	BackupPassphraseFile string            `help:"File with the passphrase that seals the keys in them." type:"path" env:"SKEIN_BACKUP_PASSPHRASE_FILE"`
+	EvictionGrace        time.Duration     `help:"How long pods stay on a dead node before others replace them." env:"SKEIN_EVICTION_GRACE" default:"10s"`
+	EtcdPort             int               `help:"Port at which the first shard of the store is served as etcd, to administrators; the others take those behind it. -1: not at all." env:"SKEIN_ETCD_PORT" default:"7950"`
+	StoreQuota           int64             `help:"What each shard of the store may have in use, in MiB; negative for no bound. The same on all nodes." env:"SKEIN_STORE_QUOTA" default:"2048"`
+	Seal                 []string          `help:"Resources whose objects are sealed in the store, beside Secrets (RESOURCE or RESOURCE.GROUP; the same on all nodes)." env:"SKEIN_SEAL"`
+	CertTTL              time.Duration     `name:"cert-ttl" hidden:"" help:"Life of the certificates of nodes that this node signs." env:"SKEIN_CERT_TTL"`
+	KeySettle            time.Duration     `hidden:"" help:"How long a key rotation waits for earlier requests to end." env:"SKEIN_KEY_SETTLE"`
+	LogLevel             string            `help:"debug, info, warn or error." enum:"debug,info,warn,error" env:"SKEIN_LOG_LEVEL" default:"info"`
 }
 
 func (f *nodeFlags) config() (daemon.Config, error) {
@@ -57,6 +62,7 @@ func (f *nodeFlags) config() (daemon.Config, error) {
 	for _, r := range f.Seal {
 		c.Sealed = append(c.Sealed, schema.ParseGroupResource(r))
 	}
+	c.Backup = daemon.BackupSchedule{Dir: f.BackupDir, Schedule: f.BackupSchedule, Keep: f.BackupKeep, KeepFor: f.BackupKeepFor, PassphraseFile: f.BackupPassphraseFile}
 	var err error
 	if f.Address == "" {
 		if c.Address, err = defaultAddress(); err != nil {

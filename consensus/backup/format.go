@@ -308,30 +308,16 @@ func (r *reader) small(part, tag string) (b []byte, err error) {
 	return b, err
 }
 
+// ReadHeader reads and checks the beginning of a backup alone.
+func ReadHeader(in io.Reader) (Header, error) {
+	r := &reader{r: in, all: sha256.New(), part: "magic"}
+	return r.header()
+}
+
 // Read reads a whole backup and checks every byte of it.
 func Read(in io.Reader, h Handler) (Header, error) {
 	r := &reader{r: in, all: sha256.New(), part: "magic"}
-	var head Header
-	var m [len(magic)]byte
-	if err := r.full(m[:]); err != nil {
-		return head, err
-	}
-	if !bytes.Equal(m[:7], magic[:7]) {
-		return head, &Error{"magic", 0, ErrNotBackup}
-	}
-	if m[7] != version {
-		return head, &Error{"magic", 7, fmt.Errorf("%w: version %d, known is %d", ErrNewer, m[7], version)}
-	}
-	start := r.off
-	b, err := r.small("header", tagHead)
-	if err == nil {
-		err = parse(b, &head, &Error{Section: "header", Offset: start})
-	}
-	if err == nil {
-		if why := head.check(); why != nil {
-			err = &Error{"header", start, why}
-		}
-	}
+	head, err := r.header()
 	if err == nil && h.Header != nil {
 		err = h.Header(head)
 	}
@@ -353,6 +339,30 @@ func Read(in io.Reader, h Handler) (Header, error) {
 		}
 	}
 	return head, r.end()
+}
+
+func (r *reader) header() (head Header, err error) {
+	var m [len(magic)]byte
+	if err := r.full(m[:]); err != nil {
+		return head, err
+	}
+	if !bytes.Equal(m[:7], magic[:7]) {
+		return head, &Error{"magic", 0, ErrNotBackup}
+	}
+	if m[7] != version {
+		return head, &Error{"magic", 7, fmt.Errorf("%w: version %d, known is %d", ErrNewer, m[7], version)}
+	}
+	start := r.off
+	b, err := r.small("header", tagHead)
+	if err == nil {
+		err = parse(b, &head, &Error{Section: "header", Offset: start})
+	}
+	if err == nil {
+		if why := head.check(); why != nil {
+			err = &Error{"header", start, why}
+		}
+	}
+	return head, err
 }
 
 func (r *reader) ring(handle func(Box) error) error {

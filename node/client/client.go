@@ -91,9 +91,25 @@ type Status struct {
 	Uptime  float64 `json:"uptimeSeconds"`
 	Shards  []Shard `json:"shards"`
 	Parts   []Part  `json:"parts"`
+	// Backup is nil where none is scheduled, and on nodes without a replica.
+	Backup *BackupStatus `json:"backup,omitempty"`
 	// Placement is the leader's word on the voters; nil with PlacementError if it could not be had.
 	Placement      *Placement `json:"placement,omitempty"`
 	PlacementError string     `json:"placementError,omitempty"`
+}
+
+// BackupStatus says what became of the scheduled backups.
+type BackupStatus struct {
+	// LastSuccess is when the newest good one was made, by the clock of Node, which holds it as File.
+	LastSuccess time.Time `json:"lastSuccess,omitzero"`
+	File        string    `json:"file,omitempty"`
+	Node        string    `json:"node,omitempty"`
+	Bytes       int64     `json:"bytes,omitempty"`
+	// HeldMicroseconds is how long writers waited for it.
+	HeldMicroseconds int64 `json:"heldMicroseconds,omitempty"`
+	// LastError since then.
+	LastError     string    `json:"lastError,omitempty"`
+	LastErrorTime time.Time `json:"lastErrorTime,omitzero"`
 }
 
 // Token describes a join token; Text (the secret) is set only in the answer to its creation.

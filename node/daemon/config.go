@@ -62,6 +62,8 @@ type Config struct {
 	CertTTL time.Duration
 	// KeySettle is how long a rotation of the keys waits for requests from before it to end. Default keys.Settle; tests want less.
 	KeySettle time.Duration
+	// Backup says when this node, while it leads, backs the cluster up. Default: never.
+	Backup BackupSchedule
 	// EvictionGrace is how long pods stay bound to a dead node. Default 10 s.
 	EvictionGrace time.Duration
 	// EtcdPort is where the first shard of the store is served as etcd, to administrators, while this node holds a replica; the other
@@ -111,6 +113,7 @@ func (c *Config) setDefaults() {
 	if !c.ServiceCIDR.IsValid() {
 		c.ServiceCIDR = netip.MustParsePrefix("10.96.0.0/16")
 	}
+	c.Backup.setDefaults()
 	if c.EvictionGrace == 0 {
 		c.EvictionGrace = 10 * time.Second
 	}
@@ -199,6 +202,7 @@ func (c *Config) Validate() error {
 			bad("address %s lies inside %s, which the cluster gives to pods or Services: choose another network with --pod-cidr or --service-cidr", c.Address, p)
 		}
 	}
+	errs = append(errs, c.Backup.validate()...)
 	if c.EvictionGrace < 0 {
 		bad("eviction grace %s: want zero or more", c.EvictionGrace)
 	}

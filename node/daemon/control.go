@@ -179,6 +179,7 @@ func (n *node) status(ctx context.Context) client.Status {
 			}
 		}
 	}
+	s.Backup = n.reportBackups(ctx)
 	s.Parts = n.parts.list()
 	return s
 }

@@ -64,6 +64,7 @@ func (n *node) reign(ctx context.Context, term uint64) error {
 			return err
 		}
 		g.Go(func() error { return n.clearLeft(ctx, client, tokens) })
+		g.Go(func() error { return n.runBackups(ctx, client) })
 		sc := scheduler.DefaultConfig()
 		sc.Client, sc.Metadata, sc.Health = client, meta, verdicts{n}
 		sc.PodCIDR, sc.RootCA = n.id.Cluster.PodCIDR, keys.authority.CertPEM()
