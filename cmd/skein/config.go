@@ -47,7 +47,7 @@ func configResolver(args []string) (kong.Resolver, error) {
 	if err := yaml.UnmarshalStrict(b, &values); err != nil {
 		return nil, fmt.Errorf("configuration %s: %w", path, err)
 	}
-	return &fileResolver{path: path, values: values}, nil
+	return &fileResolver{path: path, values: flatten(values)}, nil
 }
 
 type fileResolver struct {
@@ -65,7 +65,6 @@ func (r *fileResolver) Validate(app *kong.Application) error {
 			}
 		}
 	}
-	r.flatten(known)
 	var bad []string
 	for k := range r.values {
 		if !known[k] {
@@ -79,18 +78,20 @@ func (r *fileResolver) Validate(app *kong.Application) error {
 	return fmt.Errorf("configuration %s: unknown key %s (keys are the long flags of 'skein up')", r.path, strings.Join(bad, ", "))
 }
 
-// flatten turns a mapping, as backup: {dir: D}, into the flags that it stands for: backup-dir.
-func (r *fileResolver) flatten(known map[string]bool) {
-	for k, v := range r.values {
+// flatten turns a mapping, as backup: {dir: D}, into the flags that it stands for: backup-dir. The one flag that takes a mapping is label.
+func flatten(values map[string]any) map[string]any {
+	out := map[string]any{}
+	for k, v := range values {
 		m, ok := v.(map[string]any)
-		if !ok || known[k] {
+		if !ok || k == "label" {
+			out[k] = v
 			continue
 		}
-		delete(r.values, k)
 		for sub, x := range m {
-			r.values[k+"-"+sub] = x
+			out[k+"-"+sub] = x
 		}
 	}
+	return out
 }
 
 // Resolve gives kong the file's value of a flag of a command that starts or prepares the node; of other commands only where the local node is. Kong would let the
