@@ -10,6 +10,11 @@ import (
 // one is missing with nobody to take its place, and nobody before another node
 // has a complete copy. A refused label is obeyed as soon as that becomes safe.
 func (p *planner) refuseUnsafe() {
+	if f := p.in.Follow; f != nil { // whom the system shard keeps, the others do
+		for _, m := range p.all {
+			m.kept = m.goes() && (slices.Contains(f.Goal, m.Node.ID) || slices.Contains(f.Spares, m.Node.ID))
+		}
+	}
 	if !slices.ContainsFunc(p.all, func(m *member) bool { return m.eligible() && (m.votes() || !p.gone(m)) }) {
 		// Nobody is left to vote by the labels: keep all, not the one that comes last.
 		for _, m := range p.all {

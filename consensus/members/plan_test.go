@@ -19,6 +19,7 @@ type sim struct {
 	used     map[uint64]bool
 	trace    []string
 	policy   Policy
+	follows  bool // the shard does as the system shard
 }
 
 type simNode struct {
@@ -189,7 +190,7 @@ func (s *sim) apply(st Step) {
 				s.fail("%s has a replica already", st.Node)
 			}
 		}
-		if n := s.node(st.Node); n.Voter() == Never || n.Leaving || n.State != Alive {
+		if n := s.node(st.Node); n.State != Alive || (!s.follows && (n.Voter() == Never || n.Leaving)) {
 			s.fail("%s must not get a replica", st.Node)
 		}
 		s.used[id], s.ccid = true, id+uint64(rand.Intn(3))

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apiserver/pkg/admission"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
@@ -59,6 +60,9 @@ func (b *build) buildAdmission() error {
 	}
 	if err := o.ApplyTo(b.generic, lean, b.client, dyn, utilfeature.DefaultFeatureGate, b.generic.EffectiveVersion, append(plugins, more...)...); err != nil {
 		return fmt.Errorf("admission: %w", err)
+	}
+	if b.cfg.NodeLabels != nil {
+		b.generic.AdmissionControl = admission.NewChainHandler(b.generic.AdmissionControl, nodeLabels{b.cfg.NodeLabels})
 	}
 	return nil
 }

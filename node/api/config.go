@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/tls"
@@ -76,6 +77,10 @@ type Config struct {
 	// Replicas gives the addresses of the API on all nodes that serve it now. RunLeaderHooks makes
 	// them the endpoints of Service default/kubernetes.
 	Replicas func() []netip.AddrPort
+
+	// NodeLabels may refuse a change of a Node's labels that is not the node's own; its error is told
+	// to the user. Default: all are allowed.
+	NodeLabels func(ctx context.Context, node string, before, after map[string]string) error
 
 	// Extra are handlers of paths outside the Kubernetes API, behind authentication and
 	// authorization (as a nonResourceURL). A path that ends in a slash stands for all below it.

@@ -120,3 +120,18 @@ func (n *node) serveVoters(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(p) // the caller went away
 }
+
+// mayLabel refuses to take the vote by a label from those that nobody can replace. What comes about otherwise (a label that was there
+// when others died) the leader does not obey.
+func (n *node) mayLabel(ctx context.Context, node string, before, after map[string]string) error {
+	now := members.Preference(after[members.Label])
+	if now == members.Preference(before[members.Label]) {
+		return nil
+	}
+	for _, m := range n.storeMembers() {
+		if m.Name == node {
+			return n.voters.MayLabel(ctx, m.ID, now)
+		}
+	}
+	return nil // it is not in the cluster, so it holds nothing
+}
