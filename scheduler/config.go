@@ -54,6 +54,9 @@ type Config struct {
 	PodCIDR netip.Prefix
 	// RootCA is the cluster's CA in PEM, published in every namespace.
 	RootCA []byte
+	// Quota makes what works out the usage of quotas, from the shared view. Nil:
+	// the status of quotas is not kept.
+	Quota func(informers.SharedInformerFactory) controller.Quota
 	// BindWorkers is how many bindings and status writes are under way at once.
 	// Default 32: enough to fill the store's batches, few enough to keep order
 	// close to that of the decisions.

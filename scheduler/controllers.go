@@ -12,6 +12,7 @@ import (
 	jobs "skein.io/skein/scheduler/controller/job"
 	"skein.io/skein/scheduler/controller/namespace"
 	"skein.io/skein/scheduler/controller/podgc"
+	"skein.io/skein/scheduler/controller/quota"
 	"skein.io/skein/scheduler/controller/replicaset"
 	"skein.io/skein/scheduler/controller/serviceaccount"
 	"skein.io/skein/scheduler/controller/statefulset"
@@ -34,6 +35,7 @@ func Controllers() []NewController {
 		plain(endpointslice.New),
 		plain(endpoints.New),
 		plain(serviceaccount.New),
+		plain(quota.New),
 		plain(namespace.New),
 		plain(garbage.New),
 	}

@@ -52,6 +52,9 @@ func Run(ctx context.Context, cfg Config) error {
 		Factory: cfg.Factory, Health: cfg.Health, Recorder: recorder,
 		Clock: cfg.Clock, Logger: cfg.Logger, RootCA: cfg.RootCA,
 	}
+	if cfg.Quota != nil {
+		deps.Quota = cfg.Quota(cfg.Factory)
+	}
 	// Everything asks the factory for the kinds that it reads before it starts.
 	parts := []controller.Controller{newLoop(cfg, deps)}
 	for _, create := range cfg.Controllers {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 
@@ -13,6 +14,7 @@ import (
 	"skein.io/skein/gossip/health"
 	"skein.io/skein/node/api"
 	"skein.io/skein/scheduler"
+	"skein.io/skein/scheduler/controller"
 )
 
 // lead runs what only the leader of the cluster does, whenever this node is it.
@@ -68,6 +70,7 @@ func (n *node) reign(ctx context.Context, term uint64) error {
 		sc := scheduler.DefaultConfig()
 		sc.Client, sc.Metadata, sc.Health = client, meta, verdicts{n}
 		sc.PodCIDR, sc.RootCA = n.id.Cluster.PodCIDR, keys.authority.CertPEM()
+		sc.Quota = func(f informers.SharedInformerFactory) controller.Quota { return api.NewQuotaUsage(f, client, meta) }
 		sc.Logger = n.log.With("part", "scheduler")
 		return scheduler.Run(ctx, sc)
 	})

@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -84,6 +85,14 @@ type Health interface {
 	Subscribe() (<-chan struct{}, func())
 }
 
+// Quota knows what counts towards a ResourceQuota.
+type Quota interface {
+	// Usage is how much of the quota's limits is used, as far as that can be told,
+	// whatever the error. counted says that objects were counted that no watch
+	// tells about, so that it has to be asked again after a while.
+	Usage(ctx context.Context, q *corev1.ResourceQuota) (used corev1.ResourceList, counted bool, err error)
+}
+
 // Deps is what controllers are made of. All controllers of a leadership share
 // one Deps, so that there is one decoded view of each kind.
 type Deps struct {
@@ -100,6 +109,8 @@ type Deps struct {
 	Factory informers.SharedInformerFactory
 	// Health is the failure detector. Needed by the node controller.
 	Health Health
+	// Quota works out the usage of quotas. Needed by quota, which rests without.
+	Quota Quota
 	// Recorder returns the recorder of events that names component as their
 	// source; Events provides it. Required.
 	Recorder func(component string) record.EventRecorder

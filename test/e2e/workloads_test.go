@@ -10,6 +10,9 @@ import (
 
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -160,6 +163,30 @@ func (w *world) workloads(t *testing.T) {
 			return nil
 		})
 	})
+	t.Run("quota", w.quota)
+	t.Run("disruption budget", func(t *testing.T) {
+		w.apply(t, "n2", `apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: log}
+spec: {minAvailable: 4, selector: {matchLabels: {app: log}}}
+`)
+		eventually(t, 10*time.Second, "one of five may be evicted", func() error {
+			b := get(k.PolicyV1().PodDisruptionBudgets("default").Get(background, "log", metav1.GetOptions{}))(t)
+			if b.Status.DisruptionsAllowed != 1 || b.Status.CurrentHealthy != 5 {
+				return fmt.Errorf("status %+v", b.Status)
+			}
+			return nil
+		})
+		pods, _ := w.awaitPods(t, "n1", "app=log", 5, 10*time.Second)
+		evict := func(i int) error {
+			return k.PolicyV1().Evictions("default").Evict(background, &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: pods[i].Name}})
+		}
+		must(t, evict(0))
+		if err := evict(1); !apierrors.IsTooManyRequests(err) {
+			t.Errorf("a second eviction at once: %v, want 429", err)
+		}
+		w.do(t, "n2", "delete", "pdb/log")
+	})
 	w.do(t, "n2", "delete", "statefulset/db", "daemonset/log", "job/sum", "job/broken", "cronjob/tick", "service/db")
 	eventually(t, 30*time.Second, "all pods go with their owners", func() error {
 		pods := get(k.CoreV1().Pods("default").List(background, metav1.ListOptions{}))(t)
@@ -170,4 +197,48 @@ func (w *world) workloads(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// quota shows that a quota limits a namespace, and lets go of what has gone.
+func (w *world) quota(t *testing.T) {
+	k := w.on("n3")
+	w.apply(t, "n2", `apiVersion: v1
+kind: Namespace
+metadata: {name: small}
+---
+apiVersion: v1
+kind: ResourceQuota
+metadata: {name: q, namespace: small}
+spec: {hard: {pods: "1", requests.cpu: 100m, count/configmaps: "3"}}
+`)
+	used := func(want map[corev1.ResourceName]string) func() error {
+		return func() error {
+			q := get(k.CoreV1().ResourceQuotas("small").Get(background, "q", metav1.GetOptions{}))(t)
+			for r, n := range want {
+				if got, ok := q.Status.Used[r]; !ok || got.String() != n {
+					return fmt.Errorf("%s: %s used, want %s", r, got.String(), n)
+				}
+			}
+			return nil
+		}
+	}
+	eventually(t, 20*time.Second, "the usage is known", used(map[corev1.ResourceName]string{"pods": "0", "requests.cpu": "0", "count/configmaps": "1"})) // kube-root-ca.crt
+	pod := func(name string) *corev1.Pod {
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PodSpec{TerminationGracePeriodSeconds: new(int64), Containers: []corev1.Container{{Name: "c", Image: "skein.local/web:1",
+			ImagePullPolicy: corev1.PullIfNotPresent, Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("10m")}}}}}}
+	}
+	_, err := k.CoreV1().Pods("small").Create(background, pod("one"), metav1.CreateOptions{})
+	must(t, err)
+	if _, err := k.CoreV1().Pods("small").Create(background, pod("two"), metav1.CreateOptions{}); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "exceeded quota: q") {
+		t.Errorf("a second pod: %v", err)
+	}
+	for i := range 2 {
+		_, err := k.CoreV1().ConfigMaps("small").Create(background, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("c", i)}}, metav1.CreateOptions{})
+		must(t, err)
+	}
+	eventually(t, 5*time.Second, "usage rises", used(map[corev1.ResourceName]string{"pods": "1", "requests.cpu": "10m", "count/configmaps": "3"}))
+	must(t, k.CoreV1().Pods("small").Delete(background, "one", metav1.DeleteOptions{}))
+	must(t, k.CoreV1().ConfigMaps("small").Delete(background, "c0", metav1.DeleteOptions{}))
+	eventually(t, 20*time.Second, "usage falls", used(map[corev1.ResourceName]string{"pods": "0", "requests.cpu": "0", "count/configmaps": "2"}))
+	must(t, k.CoreV1().Namespaces().Delete(background, "small", metav1.DeleteOptions{}))
 }
