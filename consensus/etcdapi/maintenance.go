@@ -6,10 +6,13 @@ import (
 	"crypto/sha256"
 	"hash"
 	"io"
+	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/api/v3/version"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"skein.io/skein/consensus/mvcc"
 )
@@ -25,9 +28,11 @@ type maintenanceServer struct {
 	r Replica
 }
 
-// NewMaintenance returns the Maintenance service of a replica. The downgrade
-// protocol and what else etcd's cluster version needs do not exist
-// here; those calls report that there is nothing, or are unimplemented.
+// downgradeRefusal: etcd's protocol prepares its members for an older etcd.
+var downgradeRefusal = status.Error(codes.FailedPrecondition,
+	"skein: there is nothing to prepare for a downgrade: a cluster acts at the level of its oldest node, so start the older skein on one node after the other")
+
+// NewMaintenance returns the Maintenance service of a replica.
 func NewMaintenance(r Replica) pb.MaintenanceServer { return &maintenanceServer{r: r} }
 
 func (s *maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*pb.StatusResponse, error) {
@@ -82,7 +87,7 @@ func (s *maintenanceServer) Defragment(ctx context.Context, _ *pb.DefragmentRequ
 	if _, err := s.r.Machine().Defragment(ctx); err != nil {
 		return nil, Error(err)
 	}
-	return &pb.DefragmentResponse{Header: header(s.r, s.r.Machine().Rev())}, nil
+	return &pb.DefragmentResponse{}, nil
 }
 
 func (s *maintenanceServer) Hash(context.Context, *pb.HashRequest) (*pb.HashResponse, error) {
@@ -102,10 +107,26 @@ func (s *maintenanceServer) HashKV(_ context.Context, q *pb.HashKVRequest) (*pb.
 }
 
 func (s *maintenanceServer) MoveLeader(ctx context.Context, q *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
-	if err := s.r.TransferLeader(ctx, q.TargetID); err != nil {
+	if leader, _ := s.r.Leader(); leader != s.r.ID() {
+		return nil, rpctypes.ErrGRPCNotLeader
+	}
+	members, err := s.r.Members(ctx, true)
+	if err != nil {
 		return nil, Error(err)
 	}
-	return &pb.MoveLeaderResponse{Header: header(s.r, s.r.Machine().Rev())}, nil
+	if !slices.ContainsFunc(members, func(m *pb.Member) bool { return m.ID == q.TargetID && !m.IsLearner }) {
+		return nil, rpctypes.ErrGRPCBadLeaderTransferee
+	}
+	if q.TargetID != s.r.ID() {
+		if err := s.r.TransferLeader(ctx, q.TargetID); err != nil {
+			return nil, Error(err)
+		}
+	}
+	return &pb.MoveLeaderResponse{}, nil
+}
+
+func (s *maintenanceServer) Downgrade(context.Context, *pb.DowngradeRequest) (*pb.DowngradeResponse, error) {
+	return nil, downgradeRefusal
 }
 
 // Snapshot streams the database and then its SHA-256, as etcd does.

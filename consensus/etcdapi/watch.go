@@ -67,7 +67,11 @@ func (s *watchServer) Watch(stream pb.Watch_WatchServer) error {
 	}
 	// The receiver is not waited for: it may be blocked in Recv until after this
 	// method has returned, which is what ends the stream.
-	go func() { cancel(w.receive()) }()
+	go func() {
+		if err := w.receive(); err != nil {
+			cancel(err)
+		}
+	}()
 	select {
 	case <-ctx.Done():
 	case <-s.r.Done():
@@ -76,17 +80,11 @@ func (s *watchServer) Watch(stream pb.Watch_WatchServer) error {
 	w.close()
 	wg.Wait()
 	err = context.Cause(ctx)
-	if errors.Is(err, errClientDone) {
-		return nil
-	}
 	if errors.Is(err, context.Canceled) {
 		return rpctypes.ErrGRPCWatchCanceled
 	}
 	return err
 }
-
-// errClientDone: the client has closed its direction.
-var errClientDone = errors.New("etcdapi: client done")
 
 func (s *watchServer) cutOff() bool { return s.r.SinceContact() > cutOff*s.r.ElectionTimeout() }
 
@@ -159,11 +157,13 @@ func (w *watchStream) close() {
 	w.events.Close()
 }
 
+// receive returns nil when the client asks for nothing more; it may still want what it
+// has asked for.
 func (w *watchStream) receive() error {
 	for {
 		q, err := w.stream.Recv()
 		if errors.Is(err, io.EOF) {
-			return errClientDone
+			return nil
 		}
 		if err != nil {
 			return err
@@ -326,14 +326,41 @@ func (w *watchStream) send() error {
 			}
 		}
 	}()
+	sendAnswers := func() error {
+		for _, c := range w.takeAnswers() {
+			if err := w.stream.Send(c); err != nil {
+				return err
+			}
+			switch id := c.WatchId; {
+			case id == clientv3.InvalidWatchID:
+			case c.Canceled:
+				delete(announced, id)
+			case c.Created:
+				announced[id] = true
+				for _, e := range early[id] {
+					if err := w.sendEvents(e); err != nil {
+						return err
+					}
+				}
+				delete(early, id)
+			}
+		}
+		return nil
+	}
 	for {
 		select {
 		case e, ok := <-w.events.Chan():
 			if !ok {
 				return w.ctx.Err()
 			}
-			// A notification on behalf of all watches has the invalid ID.
-			if id := int64(e.WatchID); id != clientv3.InvalidWatchID && !announced[id] {
+			// A notification on behalf of all watches has the invalid ID. It comes after
+			// the creations that were asked for before it.
+			id := int64(e.WatchID)
+			if id == clientv3.InvalidWatchID {
+				if err := sendAnswers(); err != nil {
+					return err
+				}
+			} else if !announced[id] {
 				early[id] = append(early[id], e)
 				continue
 			}
@@ -341,23 +368,8 @@ func (w *watchStream) send() error {
 				return err
 			}
 		case <-w.wake:
-			for _, c := range w.takeAnswers() {
-				if err := w.stream.Send(c); err != nil {
-					return err
-				}
-				switch id := c.WatchId; {
-				case id == clientv3.InvalidWatchID:
-				case c.Canceled:
-					delete(announced, id)
-				case c.Created:
-					announced[id] = true
-					for _, e := range early[id] {
-						if err := w.sendEvents(e); err != nil {
-							return err
-						}
-					}
-					delete(early, id)
-				}
+			if err := sendAnswers(); err != nil {
+				return err
 			}
 		case <-ticker.C:
 			w.tick()

@@ -23,8 +23,8 @@ import (
 )
 
 const (
-	// maxRequest is etcd's limit of a request, with room for the envelope.
-	maxRequest = 1536<<10 + 64
+	// maxRequest is etcd's limit of a request with its header, in bytes.
+	maxRequest = 1536 << 10
 	// sessions spreads the lock of dragonboat's proposal queue.
 	sessions = 16
 	// retryPause bounds how soon a request that found no leader is tried again; a
@@ -176,6 +176,9 @@ func (r *replica) Done() <-chan struct{} { return r.ctx.Done() }
 // NextID implements etcdapi.Replica.
 func (r *replica) NextID() uint64 { return r.h.ids.Next() }
 
+// Quota implements etcdapi.Replica.
+func (r *replica) Quota() int64 { return r.h.cfg.Space.Quota }
+
 // ElectionTimeout implements etcdapi.Replica.
 func (r *replica) ElectionTimeout() time.Duration { return r.h.cfg.electionTimeout() }
 
@@ -301,7 +304,7 @@ func (r *replica) proposeOnce(ctx context.Context, cmd mvcc.Command) (mvcc.Resul
 	if err != nil {
 		return mvcc.Result{}, etcdapi.Error(err)
 	}
-	if len(data) > maxRequest {
+	if cmd.Request.Size() > maxRequest {
 		return mvcc.Result{}, rpctypes.ErrGRPCRequestTooLarge
 	}
 	id := cmd.Request.Header.ID
