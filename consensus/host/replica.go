@@ -176,9 +176,6 @@ func (r *replica) Done() <-chan struct{} { return r.ctx.Done() }
 // NextID implements etcdapi.Replica.
 func (r *replica) NextID() uint64 { return r.h.ids.Next() }
 
-// Quota implements etcdapi.Replica.
-func (r *replica) Quota() int64 { return r.h.cfg.Space.Quota }
-
 // ElectionTimeout implements etcdapi.Replica.
 func (r *replica) ElectionTimeout() time.Duration { return r.h.cfg.electionTimeout() }
 
