@@ -100,16 +100,20 @@ func (l *load) anyNode(r *rand.Rand) *node { return l.w.nodes[r.Intn(len(l.w.nod
 func (l *load) client(shard string, id int, r *rand.Rand) {
 	home := l.w.nodes[id%len(l.w.nodes)]
 	g := &generator{shard: shard, client: id, name: fmt.Sprintf("%s%d", shard[:1], id), r: r, t: l.t, known: map[string]history.KV{}}
+	bad := map[*node]time.Time{} // nodes that did not answer, until when they are spared
 	for l.pause(r, l.t.pause) {
 		n := home
 		if r.Intn(4) == 0 {
+			n = l.anyNode(r)
+		}
+		for try := 0; time.Now().Before(bad[n]) && try < len(l.w.nodes) && r.Intn(5) > 0; try++ {
 			n = l.anyNode(r)
 		}
 		op := n.do(l.ctx, g.op())
 		g.learn(op)
 		if op.Outcome == history.Unknown {
 			l.unknown.Add(1)
-			l.pause(r, 20*time.Millisecond) // a node that is down answers at once
+			bad[n] = time.Now().Add(time.Second)
 		} else {
 			l.answered.Add(1)
 		}

@@ -24,25 +24,27 @@ type scenario struct {
 
 // verdict of a run.
 type verdict struct {
-	violations      []history.Violation
-	ops, unknown    int
-	watches, leases int
-	groups, linear  int
-	revisions       int64
-	fenced          int // writes of deposed leaders that were refused
-	fenceWrites     int
-	steps           int
+	violations   []history.Violation
+	ops, unknown int
+	// refused as etcd refuses (no space, no such lease), and too late for a compaction.
+	refused, compacted int
+	watches, leases    int
+	groups, linear     int
+	revisions          int64
+	fenced             int // writes of deposed leaders that were refused
+	fenceWrites        int
+	steps              int
 }
 
 func (v verdict) String() string {
-	return fmt.Sprintf("%d faults, %d requests (%d without an answer), %d revisions, %d watches, %d leases; porcupine: %d operations in %d groups; "+
-		"fence: %d writes seen, %d refused; %d violations", v.steps, v.ops, v.unknown, v.revisions, v.watches, v.leases, v.linear, v.groups,
+	return fmt.Sprintf("%d faults, %d requests (%d without an answer, %d refused, %d compacted), %d revisions, %d watches, %d leases; porcupine: %d operations in %d groups; "+
+		"fence: %d writes seen, %d refused; %d violations", v.steps, v.ops, v.unknown, v.refused, v.compacted, v.revisions, v.watches, v.leases, v.linear, v.groups,
 		v.fenceWrites, v.fenced, len(v.violations))
 }
 
 // defaultTraffic is what every scenario begins with.
 func defaultTraffic() traffic {
-	return traffic{clients: 3, groups: 4, pause: 6 * time.Millisecond, leases: 1, roamers: 2, slow: 0,
+	return traffic{clients: 4, groups: 4, pause: 6 * time.Millisecond, leases: 1, roamers: 2, slow: 0,
 		compact: 1200 * time.Millisecond, padding: 200}
 }
 
@@ -187,8 +189,13 @@ var errDiverged = errors.New("replicas differ")
 func judge(w *world, healed time.Duration) verdict {
 	v := verdict{ops: len(w.hist.Ops), watches: len(w.hist.Watches), leases: len(w.hist.Leases)}
 	for _, o := range w.hist.Ops {
-		if o.Outcome == history.Unknown {
+		switch o.Outcome {
+		case history.Unknown:
 			v.unknown++
+		case history.Refused:
+			v.refused++
+		case history.Compacted:
+			v.compacted++
 		}
 		v.revisions = max(v.revisions, o.Rev)
 	}

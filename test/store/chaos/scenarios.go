@@ -18,7 +18,7 @@ var scenarios = map[string]scenario{
 	"full": {members: 3, faults: []string{"full-leader", "full-some", "kill-leader"}, edit: func(t *traffic) { t.padding = 60_000 }},
 	// The quota is reached again and again, and left when the past is compacted.
 	"quota": {members: 3, faults: []string{"kill-leader", "isolate-leader", "transfer", "power-some"}, args: []string{"-quota", "16777216"},
-		edit: func(t *traffic) { t.padding, t.compact, t.defrag = 200_000, 5*time.Second, 2*time.Second }},
+		edit: func(t *traffic) { t.padding, t.compact, t.defrag = 600_000, 6*time.Second, 2*time.Second }},
 	"backup":   {members: 3, faults: []string{"backup", "transfer", "kill-leader", "pause-leader"}},
 	"slow":     {members: 3, faults: []string{"slow-leader", "slow-some", "kill-leader"}},
 	"power":    {members: 3, faults: []string{"power-leader", "power-some", "power-all"}},
@@ -27,7 +27,7 @@ var scenarios = map[string]scenario{
 	// A log so short that who was away gets a snapshot.
 	"behind": {members: 3, faults: []string{"behind", "kill-leader", "power-some", "isolate-follower"}, args: []string{"-snapshot-entries", "150"},
 		edit: func(t *traffic) { t.slow = 1 }},
-	"members": {members: 3, spares: 1, faults: []string{"replace", "kill-follower", "isolate-leader", "transfer"}, args: []string{"-snapshot-entries", "400"}},
+	"members": {members: 3, spares: 1, faults: []string{"replace", "kill-follower", "isolate-leader", "transfer", "power-some"}, args: []string{"-snapshot-entries", "400"}},
 	// Compaction and defragmentation all the time, under crashes.
 	"space": {members: 3, faults: []string{"kill-leader", "power-some", "kill-all", "isolate-follower"}, args: []string{"-snapshot-entries", "500"},
 		edit: func(t *traffic) {
