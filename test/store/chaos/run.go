@@ -60,6 +60,7 @@ func run(t testing.TB, bin string, sc scenario, seed int64) (v verdict, err erro
 	l.users.Wait()
 	if err == nil {
 		err = w.settle(l)
+		t.Logf("at rest %v after the last fault", (w.hist.Now() - healed).Round(time.Millisecond))
 	}
 	l.end()
 	l.wg.Wait()
@@ -126,11 +127,17 @@ func (w *world) compareReplicas(ctx context.Context, l *load, shard string) erro
 		if n.spare {
 			continue
 		}
-		op := n.do(ctx, &history.Op{Client: 9000, Shard: shard, Then: []history.Step{{Key: p, End: prefixEnd(p)}}})
-		if op.Outcome != history.Done {
-			return fmt.Errorf("%s does not serve %s: %s", n.name, shard, op.Err)
+		err := until(ctx, n.name+" serves "+shard, func(ctx context.Context) error {
+			op := n.do(ctx, &history.Op{Client: 9000, Shard: shard, Then: []history.Step{{Key: p, End: prefixEnd(p)}}})
+			if op.Outcome != history.Done {
+				return errors.New(op.Err)
+			}
+			rev = max(rev, op.Rev)
+			return nil
+		})
+		if err != nil {
+			return err
 		}
-		rev = max(rev, op.Rev)
 	}
 	type hash struct {
 		hash    uint32

@@ -301,14 +301,11 @@ func (w *world) form(ctx context.Context) error {
 // ready fails unless the node serves all shards.
 func (n *node) ready(ctx context.Context) error {
 	for _, s := range shardNames {
-		st, err := n.status(ctx, s)
-		if err != nil {
+		if err := n.linearize(ctx, s); err != nil { // readiness needs a first read, and the client a connection
 			return err
 		}
-		if !st.Ready {
-			if err := n.linearize(ctx, s); err != nil { // readiness needs a first read
-				return err
-			}
+		if st, err := n.status(ctx, s); err != nil || !st.Ready {
+			return errors.Join(err, fmt.Errorf("%s is not ready for %s", n.name, s))
 		}
 	}
 	return nil
