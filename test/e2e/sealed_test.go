@@ -2,9 +2,13 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -64,6 +68,20 @@ func (w *world) sealed(t *testing.T) {
 	}
 
 	before := get(w.control(asks).Keys(ctx))(t)
+	// The certificate of a node without a replica gets no key, and nobody takes one from it; it may ask for ids.
+	for body, want := range map[string]int{
+		`{"version":1}`: http.StatusOK,
+		`{"version":1,"want":"` + before.Primary + `"}`: http.StatusForbidden,
+		`{"version":1,"ring":"e30="}`:                   http.StatusForbidden,
+	} {
+		code, answer := w.askRing(t, "n4", leader, body)
+		if code != want || strings.Contains(answer, "secret") {
+			t.Errorf("n4 asks %s: %d %s, want %d", body, code, answer, want)
+		}
+	}
+	if code, answer := w.askRing(t, asks, leader, `{"version":1,"want":"`+before.Primary+`"}`); code != http.StatusOK || !strings.Contains(answer, `"ring":`) {
+		t.Errorf("a replica asks for the key: %d", code)
+	}
 	asked := get(w.control(asks).RotateKeys(ctx, client.RotateRequest{}))(t)
 	eventually(t, 20*time.Second, "the new key seals, and the leader is at work", func() error {
 		k, err := w.control(asks).Keys(ctx)
@@ -102,6 +120,22 @@ func (w *world) sealed(t *testing.T) {
 	}
 	must(t, api.Secrets("default").DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}))
 	must(t, api.ConfigMaps("default").Delete(ctx, "open", metav1.DeleteOptions{}))
+}
+
+// askRing asks a node for keys as another node, with its certificate.
+func (w *world) askRing(t testing.TB, as, node, body string) (int, string) {
+	t.Helper()
+	dir := filepath.Join(w.node(as).StateDir(), "identity")
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "node.crt"), filepath.Join(dir, "node.key"))
+	must(t, err)
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(get(os.ReadFile(filepath.Join(dir, "ca.crt")))(t))
+	tr := &http.Transport{DialContext: w.lab.DialContext, TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: node, Certificates: []tls.Certificate{cert}}}
+	defer tr.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: tr, Timeout: 10 * time.Second}).Post(fmt.Sprintf("https://%s:10250/skein/v1/keyring", w.node(node).IP()), "application/json", strings.NewReader(body))
+	must(t, err)
+	defer resp.Body.Close()
+	return resp.StatusCode, string(get(io.ReadAll(resp.Body))(t))
 }
 
 // readAll reads every Secret through a node.
