@@ -301,7 +301,7 @@ func (w *world) run(kills int) {
 // needed, and in the end the old key is nowhere.
 func TestKilledAnywhere(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
-	for i := range uint64(60) {
+	for i := range uint64(36) {
 		w := newWorld(t, seed+i, true)
 		old := w.rec.Primary
 		w.rec.Rotation = &Rotation{ID: "r", Phase: Requested}
@@ -329,7 +329,7 @@ func TestKilledAnywhere(t *testing.T) {
 // TestEarlierVersion founds the ring of a cluster that has none and plain values.
 func TestEarlierVersion(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
-	for i := range uint64(30) {
+	for i := range uint64(20) {
 		w := newWorld(t, seed+i, false)
 		w.run(int(i % 10))
 		if w.rec == nil || w.sealedBy != w.rec.Primary {
