@@ -36,6 +36,7 @@ type simNode struct {
 	path   string
 	holder *keyring.Holder
 	down   bool
+	serves bool // it has followed the record once in this life, so its API takes writes
 }
 
 var errKilled = errors.New("killed")
@@ -184,9 +185,11 @@ func (w *world) follow(i int) {
 		Read:      func(ctx context.Context) (*Record, error) { r, _, err := w.Read(ctx); return r, err },
 		Fetch:     func(_ context.Context, id string) error { return w.fetch(i, id) },
 		Compacted: func(context.Context, string, int64) (bool, error) { return w.forgot, nil }})
-	if _, err := f.Sync(w.t.Context()); err != nil && !errors.Is(err, ErrNoRecord) {
+	_, err := f.Sync(w.t.Context())
+	if err != nil && !errors.Is(err, ErrNoRecord) {
 		w.t.Fatalf("node %s cannot follow: %v\n%s", w.nodes[i].name, err, w.did)
 	}
+	w.nodes[i].serves = w.nodes[i].serves || err == nil
 }
 
 // restart loads the ring of a node from its file, as after a kill.
@@ -195,7 +198,7 @@ func (w *world) restart(n *simNode) {
 	if err != nil {
 		w.t.Fatalf("node %s cannot start: %v", n.name, err)
 	}
-	n.holder, n.down = h, false
+	n.holder, n.down, n.serves = h, false, false
 }
 
 // check: what is stored can be read as long as a majority lives.
@@ -280,7 +283,7 @@ func (w *world) run(kills int) {
 				if w.rnd.IntN(3) > 0 {
 					w.follow(i)
 				}
-				if p := w.ring(i).Primary(); w.rec != nil && p != "" && w.rnd.IntN(8) == 0 && (w.rec.Rotation == nil || w.rec.Rotation.Phase != Retiring) {
+				if p := w.ring(i).Primary(); n.serves && w.rnd.IntN(8) == 0 {
 					w.values[fmt.Sprintf("v%d", w.rnd.IntN(5))] = p
 				}
 			}
