@@ -8,16 +8,12 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// maxReadRounds may be under way at a time. More make a read wait less for the round
-// before it, fewer make more reads share a round.
-const maxReadRounds = 2
-
-// reads makes many linearizable reads share a round of messages to the voters: when
-// enough rounds are under way, who comes waits for the next one, which is begun when
-// one of them ends. A lone reader pays nothing for it.
+// reads makes many linearizable reads share a round of messages to the voters, as
+// etcd does: while one is under way, who comes waits for the next one, which is begun
+// when it ends. A lone reader pays nothing for it.
 type reads struct {
 	mu       sync.Mutex // guards the rest
-	underWay int
+	underWay bool
 	next     *readRound // waits to be begun, nil if nobody does
 }
 
@@ -38,11 +34,11 @@ func (q *reads) join() (round *readRound, mine bool) {
 		return q.next, false
 	}
 	round = &readRound{begin: make(chan struct{}), done: make(chan struct{})}
-	if q.underWay < maxReadRounds {
-		q.underWay++
-		close(round.begin)
-	} else {
+	if q.underWay {
 		q.next = round
+	} else {
+		q.underWay = true
+		close(round.begin)
 	}
 	return round, true
 }
@@ -53,10 +49,11 @@ func (q *reads) end(round *readRound, err error) {
 	q.mu.Lock()
 	if q.next == round { // it was never begun
 		q.next = nil
-	} else if q.underWay--; q.next != nil {
-		q.underWay++
+	} else if q.next != nil {
 		close(q.next.begin)
 		q.next = nil
+	} else {
+		q.underWay = false
 	}
 	q.mu.Unlock()
 	close(round.done)

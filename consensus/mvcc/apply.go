@@ -35,6 +35,10 @@ func (m *Machine) Update(ents []dsm.Entry) ([]dsm.Entry, error) {
 		m.bytes.Add(uint64(len(e.Cmd)))
 		e.Result = dsm.Result{Value: 1}
 	}
+	if now := m.bytes.Load(); now-m.committed >= commitBytes {
+		m.committed = now
+		m.backend().ForceCommit()
+	}
 	return ents, nil
 }
 

@@ -46,6 +46,17 @@ const (
 	compactionBatch = 300
 )
 
+// The Raft log is what makes a write durable: a crash applies again what the
+// database has not committed. So it commits seldom, as every commit costs two syncs
+// of the disk, and holds up the store meanwhile: after an interval, so many operations
+// (reads copy what is not committed), or so many bytes of commands, which bounds
+// memory; and before the log may forget an entry (Sync).
+const (
+	commitInterval   = time.Second
+	commitOperations = 512
+	commitBytes      = 4 << 20
+)
+
 // Config of a Machine.
 type Config struct {
 	// Dir holds this replica's database and nothing else. Created when missing.
@@ -109,6 +120,7 @@ type Machine struct {
 	hold       atomic.Uint64
 	applied    atomic.Uint64
 	bytes      atomic.Uint64
+	committed  uint64 // of bytes, by size; of the apply goroutine
 	recoveries atomic.Uint64
 }
 
@@ -133,6 +145,7 @@ func (m *Machine) openFile(path string) *dbFile {
 	bc := backend.DefaultBackendConfig(m.zap)
 	bc.Path = path
 	bc.BackendFreelistType = bolt.FreelistMapType
+	bc.BatchInterval, bc.BatchLimit = commitInterval, commitOperations
 	bc.Hooks = backend.NewHooks(func(tx backend.UnsafeReadWriter) {
 		if f.recording.Load() {
 			m.index.UnsafeSave(tx)
