@@ -65,6 +65,7 @@ func TestChild(t *testing.T) {
 			if _, err := m.Defragment(context.Background()); err != nil {
 				fmt.Println("error", err)
 			}
+			time.Sleep(20 * time.Millisecond) // the next one commits first, which would hide what this one did not
 		}
 	}()
 	for i := index + 1; ; i++ {
@@ -72,7 +73,7 @@ func TestChild(t *testing.T) {
 			fmt.Println("error", err)
 			return
 		}
-		if i%5 == 0 {
+		if i%40 == 0 { // seldom: a switch is followed by a while in which nothing else makes it durable
 			if err := m.Sync(); err != nil {
 				fmt.Println("error", err)
 				return
