@@ -34,6 +34,7 @@ func TestCluster(t *testing.T) {
 		{"workloads", w.workloads},
 		{"crash", w.crash},
 		{"sealed", w.sealed},
+		{"shard leaders", w.shardLeaders},
 		{"leader kill", w.leaderKill},
 		{"node kill", w.nodeKill},
 		{"no leader", w.noLeader},

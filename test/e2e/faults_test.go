@@ -106,15 +106,23 @@ type writer struct {
 
 func (w *world) write(t testing.TB, through, prefix string) *writer {
 	t.Helper()
+	maps := w.on(through).CoreV1().ConfigMaps("default")
+	return writeWith(t, prefix, func(ctx context.Context, m metav1.ObjectMeta) error {
+		_, err := maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: m}, metav1.CreateOptions{})
+		return err
+	})
+}
+
+// writeWith makes one object after the other.
+func writeWith(t testing.TB, prefix string, create func(context.Context, metav1.ObjectMeta) error) *writer {
 	ctx, cancel := context.WithCancel(background)
 	wr := &writer{stop: cancel}
 	t.Cleanup(cancel)
-	maps := w.on(through).CoreV1().ConfigMaps("default")
 	wr.done.Go(func() {
 		for i := 0; ctx.Err() == nil; i++ {
 			name := fmt.Sprintf("%s-%d", prefix, i)
 			rctx, end := context.WithTimeout(ctx, 2*time.Second)
-			_, err := maps.Create(rctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"load": prefix}}}, metav1.CreateOptions{})
+			err := create(rctx, metav1.ObjectMeta{Name: name, Labels: map[string]string{"load": prefix}})
 			end()
 			wr.mu.Lock()
 			if err == nil {
