@@ -328,13 +328,21 @@ func (n *node) joinHandler(keys clusterKeys, c *clientv3.Client) (*join.Server, 
 	return join.NewServer(join.ServerConfig{
 		Tokens:    join.NewTokenStore(c.KV, keys.authority.Hash()),
 		Authority: func() *identity.Authority { return keys.authority },
-		Nodes: func(context.Context) (out []join.Known, err error) {
+		Nodes: func(ctx context.Context) (out []join.Known, err error) {
+			// The Node objects of the cluster before a restore wait for whoever joins under their names.
+			free, _, err := readForgotten(ctx, c.KV)
+			if err != nil {
+				return nil, err
+			}
 			for _, m := range n.gossip.Members() {
 				if m.Verdict != health.Left {
 					out = append(out, join.Known{Name: m.Name, IPs: []netip.Addr{m.Addr}})
 				}
 			}
 			for _, o := range n.desired.Nodes() {
+				if slices.Contains(free, o.Name) {
+					continue
+				}
 				out = append(out, join.Known{Name: o.Name, IPs: []netip.Addr{internalIP(o)}})
 			}
 			return out, nil
