@@ -140,6 +140,59 @@ func TestFences(t *testing.T) {
 	}
 }
 
+func holdCmd(kind Kind, epoch, id uint64) Command {
+	return Command{Kind: kind, Epoch: epoch, Hold: id, Request: &pb.InternalRaftRequest{}}
+}
+
+// While a shard is held nothing changes it, also after a restart; a release tells
+// whether that was so all the time.
+func TestHold(t *testing.T) {
+	dir := t.TempDir()
+	m, _ := open(t, dir)
+	l := &log{t: t}
+	l.do(m, Command{Kind: KindLeader, Term: 5, Replica: 1})
+	check := func(what string, c Command, want error) {
+		t.Helper()
+		if r := l.do(m, c); !errors.Is(r.Err, want) || want == nil && r.Err != nil {
+			t.Errorf("%s: %v, want %v", what, r.Err, want)
+		}
+	}
+	check("a write before", putCmd(5, 0, "a", "1"), nil)
+	check("a hold of an old epoch", holdCmd(KindHold, 4, 1), ErrSuperseded)
+	check("a hold", holdCmd(KindHold, 5, 1), nil)
+	rev := m.Rev()
+	check("a write in the hold", putCmd(5, 0, "a", "2"), ErrHeld)
+	check("a second hold", holdCmd(KindHold, 5, 2), ErrHeld)
+	check("the release of another", holdCmd(KindRelease, 5, 2), ErrNotHeld)
+	image, err := m.Pin()
+	if err != nil || image.Revision != rev {
+		t.Fatalf("image %+v, %v; want revision %d", image, err, rev)
+	}
+	if err := image.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	m, index := open(t, dir)
+	defer func() { _ = m.Close() }()
+	l.replay(m, index)
+	if m.Hold() != 1 {
+		t.Fatalf("after a restart the hold is %d", m.Hold())
+	}
+	check("a write after the restart", putCmd(5, 0, "a", "3"), ErrHeld)
+	check("the release", holdCmd(KindRelease, 5, 1), nil)
+	check("a second release", holdCmd(KindRelease, 5, 1), ErrNotHeld)
+	check("a write after it", putCmd(5, 0, "a", "4"), nil)
+	check("another hold", holdCmd(KindHold, 5, 3), nil)
+	l.do(m, Command{Kind: KindLeader, Term: 6, Replica: 2})
+	check("the release after a change of leader", holdCmd(KindRelease, 6, 3), ErrNotHeld)
+	check("a write in the new epoch", putCmd(6, 0, "a", "5"), nil)
+	if value(t, m, "a") != "5" || m.Hold() != 0 {
+		t.Errorf("the value is %q, the hold %d", value(t, m, "a"), m.Hold())
+	}
+}
+
 // A new leader's epoch answers what was proposed before it and was not applied:
 // such a request can never be applied any more, whenever its entry turns up.
 func TestNewEpochAnswersWaiters(t *testing.T) {
@@ -203,7 +256,11 @@ func randomCommand(r *rand.Rand, epoch *uint64) Command {
 		return &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: put()}}
 	}
 	q := &pb.InternalRaftRequest{}
-	switch r.Intn(12) {
+	switch r.Intn(15) {
+	case 12:
+		return Command{Kind: KindHold, Epoch: *epoch, Hold: uint64(1 + r.Intn(2)), Request: q}
+	case 13, 14:
+		return Command{Kind: KindRelease, Epoch: *epoch, Hold: uint64(1 + r.Intn(2)), Request: q}
 	case 0:
 		*epoch += uint64(r.Intn(2))
 		return Command{Kind: KindLeader, Term: *epoch, Replica: uint64(r.Intn(3))}
