@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -18,14 +19,29 @@ const forgottenPrefix = "/skein/forgotten/"
 
 // forgotten are the names of such nodes, on the leader.
 type forgotten struct {
-	mu    sync.Mutex // guards names
-	names map[string]time.Time
+	mu      sync.Mutex // guards the rest
+	names   map[string]time.Time
+	changed chan struct{} // closed and replaced with names
 }
 
 func (f *forgotten) set(names map[string]time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.names = names
+	if f.changed != nil {
+		close(f.changed)
+	}
+	f.changed = make(chan struct{})
+}
+
+// wait closes when the names change.
+func (f *forgotten) wait() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.changed == nil {
+		f.changed = make(chan struct{})
+	}
+	return f.changed
 }
 
 func (f *forgotten) get() map[string]time.Time {
@@ -96,7 +112,9 @@ func (n *node) lookForForgotten(ctx context.Context, since time.Time) (int, erro
 	for _, name := range names {
 		set[name] = since
 	}
-	n.forgotten.set(set)
+	if !maps.Equal(set, n.forgotten.get()) {
+		n.forgotten.set(set)
+	}
 	for _, name := range ended {
 		if _, err := c.KV.Delete(ctx, forgottenPrefix+name); err != nil {
 			return 0, err

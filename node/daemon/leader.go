@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -119,4 +120,24 @@ func (v verdicts) Verdicts() map[string]scheduler.NodeHealth {
 	return out
 }
 
-func (v verdicts) Subscribe() (<-chan struct{}, func()) { return v.n.gossip.Subscribe() }
+func (v verdicts) Subscribe() (<-chan struct{}, func()) {
+	gossip, end := v.n.gossip.Subscribe()
+	both, stop, done := make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
+	go func() { // ends with the subscription
+		defer close(done)
+		for forgotten := v.n.forgotten.wait(); ; {
+			select {
+			case <-stop:
+				return
+			case <-gossip:
+			case <-forgotten:
+				forgotten = v.n.forgotten.wait()
+			}
+			select {
+			case both <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	return both, sync.OnceFunc(func() { close(stop); <-done; end() })
+}
