@@ -106,7 +106,9 @@ func TestBalancerWaitsForReplicas(t *testing.T) {
 func TestBalancerBacksOff(t *testing.T) {
 	step := Nothing
 	balance(t, &step, func(l *leaders) {
+		l.mu.Lock()
 		l.fail = errors.New("no")
+		l.mu.Unlock()
 		time.Sleep(time.Hour)
 		if n := l.count(); n < 10 || n > 20 { // 3600 s / 240 s, and some at the beginning
 			t.Errorf("%d attempts in an hour", n)

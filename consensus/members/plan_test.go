@@ -383,7 +383,7 @@ func TestPlanProperties(t *testing.T) {
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewSource(seed))
-	rounds := 300
+	rounds := 150
 	if testing.Short() {
 		rounds = 60
 	}

@@ -222,7 +222,7 @@ func TestShardsProperties(t *testing.T) {
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewSource(seed))
-	rounds := 150
+	rounds := 60
 	if testing.Short() {
 		rounds = 30
 	}
