@@ -82,9 +82,11 @@ func TestBalancerMovesOneAtATime(t *testing.T) {
 			t.Errorf("%d moves before the time to settle", n)
 		}
 		time.Sleep(time.Minute)
+		l.mu.Lock()
 		if len(l.moves) != 2 || l.moves[1].Sub(l.moves[0]) < 15*time.Second || l.at["system"] != 1 || l.at["pods"] == l.at["events"] || l.at["pods"] == 1 {
 			t.Errorf("moves at %v lead to %v", l.moves, l.at)
 		}
+		l.mu.Unlock()
 		time.Sleep(time.Hour)
 		if n := l.count(); n != 2 {
 			t.Errorf("%d moves in an hour, although all is even", n)
