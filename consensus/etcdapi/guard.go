@@ -2,6 +2,7 @@ package etcdapi
 
 import (
 	"context"
+	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc/codes"
@@ -25,8 +26,8 @@ type keyGuard struct {
 }
 
 func (g *keyGuard) check(key, end []byte) error {
-	if len(end) == 0 && everywhere[string(key)] {
-		return nil
+	if len(end) == 0 && (everywhere[string(key)] || slices.Contains(g.here.Prefixes, string(key)+"/")) {
+		return nil // also the name of a directory, which k8s.io/apiserver reads to learn the revision
 	}
 	s, err := g.table.ForRange(string(key), string(end))
 	if err != nil || s.ID == g.here.ID || len(key) == 0 { // spans shards; ours; left to the other checks

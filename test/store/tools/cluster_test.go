@@ -87,10 +87,10 @@ func (a *authority) issue(t *testing.T, name string, groups ...string) (cert, ke
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, &k.PublicKey, a.key)
 	must(t, err)
-	kder, err := x509.MarshalPKCS8PrivateKey(k)
+	kder, err := x509.MarshalECPrivateKey(k)
 	must(t, err)
 	writePEM(t, a.path(name+".crt"), "CERTIFICATE", der)
-	writePEM(t, a.path(name+".key"), "PRIVATE KEY", kder)
+	writePEM(t, a.path(name+".key"), "EC PRIVATE KEY", kder)
 	return a.path(name + ".crt"), a.path(name + ".key")
 }
 
