@@ -84,6 +84,24 @@ SECONDS ?= 20
 chaos-store: ## tortures the store: every fault, every scenario, every broken promise (test/store/chaos)
 	CHAOS_ROUNDS=$(ROUNDS) CHAOS_SECONDS=$(SECONDS) CGO_ENABLED=0 go test -tags $(TAGS) -count=1 -timeout 0 -v ./test/store/chaos/...
 
+# Upstream's own programs on three processes of the store.
+.PHONY: diff-store etcdctl-store kube-store etcdctl-store-deps
+TOOLS = SKEIN_TOOLS=$(CURDIR)/bin CGO_ENABLED=0 go test -count=1 -tags "$(TAGS) storetools" -timeout 10m -v ./test/store/tools
+etcdctl-store-deps:
+	@mkdir -p bin
+	@$(GO) -ldflags "-s -w" -o bin/ ./test/store/cmd/skein-store
+	@for t in etcdctl etcdutl; do (cd test/store/etcd && CGO_ENABLED=0 go build -ldflags "-s -w" -o ../../../bin/$$t go.etcd.io/etcd/$$t/v3) || exit 1; done
+
+diff-store: ## the same requests to upstream's etcd and to the store, random ones too (SKEIN_DIFF_N=100000 for many)
+	CGO_ENABLED=0 go test -count=1 -tags $(TAGS) -v -run LikeEtcd ./consensus/etcdapi
+
+etcdctl-store: etcdctl-store-deps ## every command of etcdctl and etcdutl that applies; half a minute
+	$(TOOLS) -run TestEtcdctl
+
+kube-store: etcdctl-store-deps bin/kubectl ## a plain kube-apiserver on the store, leaders killed under it; builds upstream's (minutes for the first time)
+	$(GO) -ldflags "$(subst $(VERSION),$(KUBE),$(LDFLAGS))" -o bin/kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
+	$(TOOLS) -run TestKubeAPIServer
+
 generate: ## everything that is generated (needs clang-14, llvm-14, libbpf-dev)
 	datapath/bpf/generate.sh
 	go generate ./node/api/openapi

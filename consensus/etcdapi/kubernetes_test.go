@@ -6,7 +6,9 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/kubernetes"
+	"go.uber.org/zap"
 	"k8s.io/apimachinery/pkg/api/apitesting"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -275,6 +277,26 @@ func TestKubernetesStorageSuite(t *testing.T) {
 			c := storetest.New(t, 1, fast)
 			c.Voters(1)
 			s.run(context.Background(), t, newSubject(t, c.Nodes[0].Client()))
+		})
+	}
+}
+
+// Over the network, with mutual TLS, as a plain kube-apiserver speaks to it.
+func TestKubernetesStorageSuiteOverGRPC(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short")
+	}
+	for _, s := range suite {
+		t.Run(s.name, func(t *testing.T) {
+			c := storetest.New(t, 1, secured)
+			c.Voters(1)
+			k, err := kubernetes.New(clientv3.Config{Endpoints: []string{endpointOf(t, c.Nodes[0], storetest.Shard)}, Logger: zap.NewNop(),
+				TLS: c.ClientTLS(c.Nodes[0], "kube-apiserver", "system:masters")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { k.Close() })
+			s.run(context.Background(), t, newSubject(t, k))
 		})
 	}
 }

@@ -54,13 +54,13 @@ func newCA(t testing.TB) *ca {
 	return c
 }
 
-func (c *ca) sign(t testing.TB, name string) tls.Certificate {
+func (c *ca) sign(t testing.TB, name string, groups ...string) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
 	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
 	must(t, err)
-	tmpl := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
+	tmpl := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: name, Organization: groups}, DNSNames: []string{name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, c.cert, &key.PublicKey, c.key)
@@ -236,6 +236,12 @@ func (c *Cluster) Isolate(node int, cut bool) {
 			c.Cut(node, i, cut)
 		}
 	}
+}
+
+// ClientTLS is of a client with a certificate of the nodes' CA, for a node as its server.
+func (c *Cluster) ClientTLS(n *Node, name string, groups ...string) *tls.Config {
+	c.T.Helper()
+	return &tls.Config{Certificates: []tls.Certificate{c.ca.sign(c.T, name, groups...)}, RootCAs: c.ca.pool, ServerName: n.Name}
 }
 
 // Start starts the node's host.
