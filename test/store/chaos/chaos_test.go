@@ -25,8 +25,12 @@ func storeBinary(t testing.TB) string {
 	if _, err := os.Stat(bin); err == nil {
 		return bin
 	}
-	cmd := exec.Command("go", "build", "-tags", "grpcnotrace", "-o", bin, "skein.io/skein/test/store/cmd/skein-store")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	args, cgo := []string{"build", "-tags", "grpcnotrace", "-o", bin}, "CGO_ENABLED=0"
+	if os.Getenv("CHAOS_RACE") != "" { // a store that ends when it finds a data race
+		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
+	}
+	cmd := exec.Command("go", append(args, "skein.io/skein/test/store/cmd/skein-store")...)
+	cmd.Env = append(os.Environ(), cgo)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build the store: %v\n%s", err, out)
 	}

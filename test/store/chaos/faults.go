@@ -317,6 +317,7 @@ func replace(ctx context.Context, w *world, r *rand.Rand) (func() error, string,
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	spare.life.Add(1) // its replicas are new ones, which begin with nothing
 	for _, s := range shardNames {
 		if err := w.addVoter(ctx, s, spare); err != nil {
 			return nothing, "", err

@@ -82,6 +82,9 @@ func newWorld(t testing.TB, bin string, members, spares int, args ...string) *wo
 	t.Cleanup(func() {
 		for _, n := range w.nodes {
 			n.close()
+			if t.Failed() {
+				t.Log(lastWords(n.lab.LogFile()))
+			}
 		}
 	})
 	for i, ln := range w.lab.Nodes() {
@@ -103,6 +106,25 @@ func newWorld(t testing.TB, bin string, members, spares int, args ...string) *wo
 		t.Fatal(err)
 	}
 	return w
+}
+
+// lastWords is how the processes of a log died of themselves.
+func lastWords(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(string(b), "\n")
+	var out strings.Builder
+	for i, l := range lines {
+		for _, sign := range []string{"panic:", "fatal error:", "level=ERROR", "DATA RACE", "skein-store: "} {
+			if strings.Contains(l, sign) {
+				fmt.Fprintf(&out, "%s line %d:\n%s\n", path, i+1, strings.Join(lines[i:min(len(lines), i+60)], "\n"))
+				break
+			}
+		}
+	}
+	return out.String()
 }
 
 // prepare gives the node its disk and its connections.
@@ -170,7 +192,7 @@ func (n *node) start() error {
 	for _, c := range n.conns {
 		c.ResetConnectBackoff()
 	}
-	return n.lab.Start(n.w.t.Context(), []string{"GOMAXPROCS=2", "GOTRACEBACK=all"}, args...)
+	return n.lab.Start(n.w.t.Context(), []string{"GOMAXPROCS=2", "GOTRACEBACK=all", "GORACE=halt_on_error=1"}, args...)
 }
 
 // kill -9.
