@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -137,14 +138,31 @@ func (h *Host) poll(ctx context.Context, nodes []string, q callRequest) (yes, no
 	return yes, no
 }
 
-// isMember answers what vouched asks.
+// Heeds tells whether orders of a node are to be obeyed: only a member of the
+// system shard can lead the cluster. A certificate alone is not enough: who has
+// stolen a node without a replica could else make this one refuse its leader, by
+// an order of a far term. The error says who it was.
+func (h *Host) Heeds(nodeHostID string) error {
+	if h.mayAsk(uint64(shard.System), nodeHostID) == nil || h.vouched(stranger{uint64(shard.System), 0, nodeHostID}) {
+		return nil
+	}
+	return fmt.Errorf("order refused: %w: %s", errNotAMember, h.cfg.Name(nodeHostID))
+}
+
+// isMember answers what vouched asks; replica 0 stands for any.
 func (r *replica) isMember(ctx context.Context, replicaID uint64, nodeHostID string) (bool, error) {
 	if known, ok := r.h.reg.lookup(uint64(r.shard.ID), replicaID); ok {
 		return known == nodeHostID, nil
 	}
+	if replicaID == 0 && slices.Contains(r.h.reg.members(uint64(r.shard.ID)), nodeHostID) {
+		return true, nil
+	}
 	m, err := r.readMembership(ctx)
 	if err != nil {
 		return false, err
+	}
+	if replicaID == 0 {
+		return slices.Contains(slices.Collect(maps.Values(m.Nodes)), nodeHostID) || slices.Contains(slices.Collect(maps.Values(m.NonVotings)), nodeHostID), nil
 	}
 	return m.Nodes[replicaID] == nodeHostID || m.NonVotings[replicaID] == nodeHostID, nil
 }

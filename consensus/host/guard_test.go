@@ -136,3 +136,21 @@ func TestOrdersDoNotDestroy(t *testing.T) {
 	}
 	c.Until("the removed one to be dropped", func() error { return h.DropRemoved(bg, storetest.Shard, id) })
 }
+
+// Orders are heard from members alone: by voters, and by a node without a replica,
+// which asks those that it knows of.
+func TestOrdersOfStrangersAreRefused(t *testing.T) {
+	c := storetest.New(t, 5, nil)
+	c.Voters(3)
+	for _, who := range []int{0, 1, 2, 4} { // node 4 has no replica
+		h := c.Nodes[who].Host()
+		if err := h.Heeds(c.Nodes[3].ID); err == nil {
+			t.Errorf("node %d heeds node 3, which is no member", who)
+		}
+		for _, member := range []int{0, 1, 2} {
+			if err := h.Heeds(c.Nodes[member].ID); err != nil {
+				t.Errorf("node %d: %v", who, err)
+			}
+		}
+	}
+}

@@ -200,8 +200,12 @@ func (n *node) nodeHandler() http.Handler {
 	mux.HandleFunc("POST "+ringPath, n.serveRing)
 	mux.HandleFunc("GET "+votersPath, n.serveVoters)
 	mux.HandleFunc("POST "+replicaPath, func(w http.ResponseWriter, r *http.Request) {
-		if _, err := peerID(r); err != nil {
-			writeRefusal(w, refusal(http.StatusForbidden, "only nodes of this cluster may give orders: %v", err))
+		from, err := peerID(r)
+		if err == nil {
+			err = n.host.Heeds(from)
+		}
+		if err != nil {
+			writeRefusal(w, refusal(http.StatusForbidden, "only the leader of this cluster may give orders: %v", err))
 			return
 		}
 		var x order
