@@ -224,7 +224,7 @@ func (n *node) serveAPI(ctx context.Context, clients shardClients, changed <-cha
 		ClientCA: keys.authority.CertPEM(), SAKey: keys.sa, Keys: apiKeys{n}, Sealed: n.cfg.Sealed,
 		KubeletClientCert: func() (*tls.Certificate, error) { return agentCert.agentClientCert(keys.authority, time.Now()) },
 		ServiceCIDR:       cluster.ServiceCIDR, DNSServiceIP: cluster.DNS, EvictionGrace: n.cfg.EvictionGrace,
-		Replicas:    n.replicaAddrs, NodeLabels: n.mayLabel,
+		Replicas: n.replicaAddrs, NodeLabels: n.mayLabel,
 		Extra:       map[string]http.Handler{"/skein/v1/": n.controlHandler()},
 		LongRunning: []string{backupPath},
 		Public:      map[string]http.Handler{join.Path: joins, join.RenewPath: joins.Renewal()},
