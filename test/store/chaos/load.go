@@ -27,7 +27,8 @@ type traffic struct {
 	slow      int           // of them, those that read slowly
 	compact   time.Duration // mean time between two compactions; 0: none
 	defrag    time.Duration // mean time between two defragmentations; 0: none
-	padding   int           // bytes, at most, that are added to values
+	padding   int           // bytes, at most, that are added to some values
+	padAll    bool          // to all values
 	snapshots bool          // clients stream snapshots of the database
 }
 
@@ -147,7 +148,7 @@ func (g *generator) learn(op *history.Op) {
 func (g *generator) value() string {
 	g.n++
 	v := fmt.Sprintf("%s.%d", g.name, g.n)
-	if g.t.padding > 0 && g.r.Intn(4) == 0 {
+	if g.t.padding > 0 && (g.t.padAll || g.r.Intn(4) == 0) {
 		v += ":" + strings.Repeat("x", g.r.Intn(g.t.padding))
 	}
 	return v

@@ -18,7 +18,9 @@ var scenarios = map[string]scenario{
 	"full": {members: 3, faults: []string{"full-leader", "full-some", "kill-leader"}, edit: func(t *traffic) { t.padding = 60_000 }},
 	// The quota is reached again and again, and left when the past is compacted.
 	"quota": {members: 3, faults: []string{"kill-leader", "isolate-leader", "transfer", "power-some"}, args: []string{"-quota", "16777216"},
-		edit: func(t *traffic) { t.padding, t.compact, t.defrag = 600_000, 6*time.Second, 2*time.Second }},
+		edit: func(t *traffic) {
+			t.padding, t.padAll, t.compact, t.defrag = 500_000, true, 4*time.Second, 2*time.Second
+		}},
 	"backup":   {members: 3, faults: []string{"backup", "transfer", "kill-leader", "pause-leader"}},
 	"slow":     {members: 3, faults: []string{"slow-leader", "slow-some", "kill-leader"}},
 	"power":    {members: 3, faults: []string{"power-leader", "power-some", "power-all"}},
