@@ -391,7 +391,12 @@ func (w *watchStream) sendEvents(e etcdmvcc.WatchResponse) error {
 		ev := &e.Events[i]
 		created := ev.Type == mvccpb.PUT && ev.Kv.CreateRevision == ev.Kv.ModRevision
 		if o.prevKV && !created {
-			ev.PrevKv = w.r.Machine().KeyAt(w.ctx, ev.Kv.Key, ev.Kv.ModRevision-1)
+			// A replica that is being stopped cannot tell; its client has to ask
+			// another one, not to take the key for one that did not exist.
+			var err error
+			if ev.PrevKv, err = w.r.Machine().KeyAt(w.ctx, ev.Kv.Key, ev.Kv.ModRevision-1); err != nil {
+				return rpctypes.ErrGRPCNoLeader
+			}
 		}
 		resp.Events[i] = ev
 	}

@@ -501,6 +501,10 @@ func TestClosed(t *testing.T) {
 	if _, err := m.Range(context.Background(), &pb.RangeRequest{Key: []byte("a")}); !errors.Is(err, ErrClosed) {
 		t.Error(err)
 	}
+	// Not the same as a key that did not exist: a watch would tell its client so.
+	if kv, err := m.KeyAt(context.Background(), []byte("a"), 2); !errors.Is(err, ErrClosed) {
+		t.Errorf("a key of a closed machine: %v, %v", kv, err)
+	}
 	if _, err := m.NewWatchStream(); !errors.Is(err, ErrClosed) {
 		t.Error(err)
 	}

@@ -61,15 +61,20 @@ func (m *Machine) NewWatchStream() (ws etcdmvcc.WatchStream, err error) {
 }
 
 // KeyAt returns a key as it was at a revision, nil if it did not exist or the
-// revision is compacted.
-func (m *Machine) KeyAt(ctx context.Context, key []byte, rev int64) (kv *mvccpb.KeyValue) {
-	_ = m.use(func() error {
-		if r, err := m.kv.Range(ctx, key, nil, etcdmvcc.RangeOptions{Rev: rev}); err == nil && len(r.KVs) == 1 {
+// revision is compacted. An error says that it could not be read: ErrClosed, or
+// the context's.
+func (m *Machine) KeyAt(ctx context.Context, key []byte, rev int64) (kv *mvccpb.KeyValue, err error) {
+	err = m.use(func() error {
+		r, err := m.kv.Range(ctx, key, nil, etcdmvcc.RangeOptions{Rev: rev})
+		if errors.Is(err, etcdmvcc.ErrCompacted) {
+			return nil
+		}
+		if err == nil && len(r.KVs) == 1 {
 			kv = &r.KVs[0]
 		}
-		return nil
+		return err
 	})
-	return kv
+	return kv, err
 }
 
 // Size returns the database's bytes on disk and those in use.
