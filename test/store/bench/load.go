@@ -107,6 +107,8 @@ func (b *bench) cas(ctx context.Context, k keyset, kv pb.KVClient, s *worker) er
 func (b *bench) closed(ctx context.Context, t *target, do op, n int) (result, error) {
 	warm := time.Now().Add(warmUp)
 	end := warm.Add(b.duration)
+	ctx, cancel := context.WithDeadline(ctx, end.Add(requestTimeout))
+	defer cancel()
 	var errs atomic.Int64
 	var first atomic.Pointer[error]
 	workers := make([]*worker, n)
@@ -126,10 +128,7 @@ func (b *bench) closed(ctx context.Context, t *target, do op, n int) (result, er
 					return
 				}
 				kv := clients[(i/len(t.sets)+s.n)%len(clients)]
-				rctx, cancel := context.WithTimeout(ctx, requestTimeout)
-				err := do(rctx, k, kv, s)
-				cancel()
-				if err != nil {
+				if err := do(ctx, k, kv, s); err != nil {
 					errs.Add(1)
 					first.CompareAndSwap(nil, &err)
 				} else if start.After(warm) {

@@ -173,6 +173,7 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer l.close()
+	lighten()
 	if o.memory {
 		if err := l.memoryFirst(ctx, rep); err != nil {
 			return err
