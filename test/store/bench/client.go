@@ -94,6 +94,15 @@ type target struct {
 	name    string
 	cluster *cluster
 	sets    []keyset
+	revs    []map[string]int64 // by worker, what compare-and-swap expects
+}
+
+// expected outlasts the cells, as the keys do.
+func (t *target) expected(worker int) map[string]int64 {
+	for len(t.revs) <= worker {
+		t.revs = append(t.revs, map[string]int64{})
+	}
+	return t.revs[worker]
 }
 
 type keyset struct {

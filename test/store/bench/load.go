@@ -114,7 +114,7 @@ func (b *bench) closed(ctx context.Context, t *target, do op, n int) (result, er
 	workers := make([]*worker, n)
 	var wg sync.WaitGroup
 	for i := range workers {
-		s := &worker{id: i, rng: rand.New(rand.NewPCG(uint64(i), 1)), revs: map[string]int64{}}
+		s := &worker{id: i, rng: rand.New(rand.NewPCG(uint64(i), 1)), revs: t.expected(i)}
 		workers[i] = s
 		wg.Go(func() {
 			k := t.sets[i%len(t.sets)]
