@@ -44,7 +44,7 @@ PKGS = $(shell go list -tags $(TAGS) ./... | grep -v -e /test/e2e -e /node/agent
 TIMED := /gossip/membership /consensus/ /datapath/loader /node/cri /test/cluster /test/store/full /test/store/chaos /node/api$$
 RACE = CGO_ENABLED=1 go test -race -tags $(TAGS) -ldflags "$(KUBELD)" -timeout 20m -json
 
-test: deps fmt vet build unit e2e ## everything that CI runs
+test: deps fmt vet build unit e2e slices ## everything that CI runs
 
 fmt: ## every Go file is formatted
 	@files=$$(git ls-files '*.go' | xargs gofmt -l); [ -z "$$files" ] || { echo "not formatted (gofmt -w):"; echo "$$files"; exit 1; }
@@ -59,6 +59,11 @@ unit: ## unit tests, fuzz seeds, layering and drift of generated code, with -rac
 # Without the race detector: these run whole nodes, containerd included, against real clocks.
 e2e: build bin/kubectl ## the agent on a real containerd, and multi-node tests on the namespaces harness
 	@test/run.sh 'CGO_ENABLED=0 go test -tags $(TAGS) -count=1 -timeout 25m -json' "" "$$(go list -tags $(TAGS) ./node/agent/real ./test/e2e/...)"
+
+.PHONY: slices
+slices: ## a slice of each slow suite that is no Go test of the default build: etcd's own tools on the store, and its speed beside etcd's
+	@$(MAKE) --no-print-directory etcdctl-store
+	@$(MAKE) --no-print-directory bench-store-fast || $(MAKE) --no-print-directory bench-store-fast # a machine may be busy once
 
 # The store against upstream's etcd of the same version as its libraries, which is built from its own module.
 .PHONY: bench-space bench-store bench-store-fast bench-store-deps
