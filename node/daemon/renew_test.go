@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -41,9 +42,11 @@ func TestRenewer(t *testing.T) {
 			}
 			return cert
 		}
+		var mu sync.Mutex // guards cert: sleeping orders the renewer and this test, but the race detector does not know it
 		cert := sign()
+		current := func() *x509.Certificate { mu.Lock(); defer mu.Unlock(); return cert }
 		renewals, failures, complaints := 0, 0, 0
-		r := renewer{name: "n1", ip: ip, cert: func() *x509.Certificate { return cert },
+		r := renewer{name: "n1", ip: ip, cert: current,
 			issue: func(context.Context) (*x509.Certificate, error) {
 				if time.Now().YearDay() < 60 || time.Now().Year()%4 == 0 && time.Now().YearDay() < 300 {
 					failures++
@@ -51,7 +54,7 @@ func TestRenewer(t *testing.T) {
 				}
 				return sign(), nil
 			},
-			keep: func(c *x509.Certificate) error { cert = c; renewals++; return nil },
+			keep: func(c *x509.Certificate) error { mu.Lock(); defer mu.Unlock(); cert = c; renewals++; return nil },
 			tell: func(c *x509.Certificate, err error) {
 				if err != nil {
 					complaints++
@@ -65,8 +68,8 @@ func TestRenewer(t *testing.T) {
 		start := time.Now()
 		for time.Since(start) < 9*365*24*time.Hour {
 			time.Sleep(24 * time.Hour)
-			if left := time.Until(cert.NotAfter); left < 60*24*time.Hour && time.Now().Year()%4 != 0 && time.Now().YearDay() > 65 {
-				t.Fatalf("on %s only %s are left, after %d renewals", time.Now(), left, renewals)
+			if left := time.Until(current().NotAfter); left < 60*24*time.Hour && time.Now().Year()%4 != 0 && time.Now().YearDay() > 65 {
+				t.Fatalf("on %s only %s are left", time.Now(), left)
 			}
 		}
 		cancel()

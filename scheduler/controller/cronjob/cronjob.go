@@ -140,7 +140,9 @@ func (c *cronJobs) carryOut(ctx context.Context, key string, cj *batchv1.CronJob
 	status := *cj.Status.DeepCopy()
 	status.Active, status.LastSuccessfulTime = todo.active, todo.last
 	_, err := controller.Each(ctx, todo.remove, func(job *batchv1.Job) error { return c.remove(ctx, key, cj, job) })
-	if err == nil && todo.start != nil {
+	if todo.runs {
+		status.LastScheduleTime = &metav1.Time{Time: *todo.start}
+	} else if err == nil && todo.start != nil {
 		var job *batchv1.Job
 		if job, err = c.create(ctx, key, cj, *todo.start); job != nil {
 			status.LastScheduleTime = &metav1.Time{Time: *todo.start}

@@ -35,6 +35,7 @@ type input struct {
 type step struct {
 	remove []*batchv1.Job // of the history, or to make way
 	start  *time.Time     // the scheduled time for which to start a Job
+	runs   bool           // that Job runs already; only its time is to be written down
 	active []corev1.ObjectReference
 	last   *metav1.Time // of success
 	events []event
@@ -164,8 +165,7 @@ func (s *step) due(in input, at time.Time) {
 		return
 	}
 	if slices.ContainsFunc(s.active, func(r corev1.ObjectReference) bool { return r.Name == jobName(in.cron, at) }) {
-		// It runs; only the time was not written down.
-		s.start = &at
+		s.start, s.runs = &at, true
 		return
 	}
 	switch in.cron.Spec.ConcurrencyPolicy {

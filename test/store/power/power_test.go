@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -163,6 +164,8 @@ func check(t *testing.T, dir string, synced uint64) uint64 {
 // namespace returns a process with mounts of its own, which end with the test.
 func namespace(t *testing.T) int {
 	t.Helper()
+	// Pdeathsig follows the thread, and threads that enter other namespaces end.
+	runtime.LockOSThread()
 	holder := exec.Command("unshare", "--mount", "--propagation", "slave", "sh", "-c", "echo ready; exec cat")
 	holder.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if _, err := holder.StdinPipe(); err != nil {
