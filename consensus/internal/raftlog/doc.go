@@ -11,8 +11,8 @@
 // Guarantees:
 //   - When SaveRaftState, SaveSnapshots, SaveBootstrapInfo, RemoveNodeData or
 //     ImportSnapshot return nil, what they were given survives a loss of power, but
-//     for a change of the commit index alone, which survives the death of the
-//     process.
+//     for a change of the commit index alone: that is written with the next record,
+//     and after a crash learned from the leader again.
 //   - One call is one record: after a crash all of it is there, or nothing.
 //   - A record that was being written when the power went is cut off at the next
 //     Open. Damage to what had been durable is told from it, and refused
