@@ -24,7 +24,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/types"
 	appslisters "k8s.io/client-go/listers/apps/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
@@ -58,6 +57,7 @@ type daemonSets struct {
 	podInf  cache.SharedIndexInformer
 	revInf  cache.SharedIndexInformer
 	sets    appslisters.DaemonSetLister
+	owners  controller.Owners[*appsv1.DaemonSet]
 	nodes   corelisters.NodeLister
 	pods    *controller.Ledger
 	revs    *controller.Ledger
@@ -83,6 +83,12 @@ func New(deps controller.Deps) controller.Controller {
 		keeper:  history.Keeper{Client: deps.Client},
 		failed:  flowcontrol.NewBackOff(failedFirst, failedLongest),
 		events:  deps.Recorder("daemonset-controller"),
+	}
+	c.owners = controller.Owners[*appsv1.DaemonSet]{
+		Kind:     kind.Kind,
+		Get:      func(ns, name string) (*appsv1.DaemonSet, error) { return c.sets.DaemonSets(ns).Get(name) },
+		List:     func(ns string) ([]*appsv1.DaemonSet, error) { return c.sets.DaemonSets(ns).List(labels.Everything()) },
+		Selector: func(set *appsv1.DaemonSet) *metav1.LabelSelector { return set.Spec.Selector },
 	}
 	c.pods, c.revs = controller.NewLedger(c.podInf.GetIndexer()), controller.NewLedger(c.revInf.GetIndexer())
 	c.initErr = errors.Join(controller.EnsureIndexes(c.podInf, controller.IndexController), controller.EnsureIndexes(c.revInf, controller.IndexController))
@@ -136,43 +142,19 @@ func (c *daemonSets) nodeChanged(old, cur *corev1.Node) {
 	if old != nil && cur != nil && equality.Semantic.DeepEqual(old.Labels, cur.Labels) && equality.Semantic.DeepEqual(old.Spec.Taints, cur.Spec.Taints) {
 		return
 	}
-	c.wake(metav1.NamespaceAll, func(*appsv1.DaemonSet) bool { return true })
-}
-
-func (c *daemonSets) wake(namespace string, which func(*appsv1.DaemonSet) bool) {
-	sets, err := c.sets.DaemonSets(namespace).List(labels.Everything())
+	sets, err := c.sets.List(labels.Everything())
 	if err != nil {
 		return // a lister of a cache has no errors
 	}
 	for _, set := range sets {
-		if which(set) {
-			c.queue.Add(controller.Key(set))
-		}
+		c.queue.Add(controller.Key(set))
 	}
 }
 
 // podChanged wakes the set that controls or controlled the pod, and for a pod
 // that nobody controls those that may adopt it.
 func (c *daemonSets) podChanged(old, cur *corev1.Pod) {
-	for _, pod := range []*corev1.Pod{old, cur} {
-		if pod == nil {
-			continue
-		}
-		ref := metav1.GetControllerOfNoCopy(pod)
-		if ref == nil || ref.Kind != kind.Kind {
-			continue
-		}
-		if set, err := c.sets.DaemonSets(pod.Namespace).Get(ref.Name); err == nil && set.UID == ref.UID {
-			c.queue.Add(controller.Key(set))
-		}
-	}
-	if cur == nil || cur.DeletionTimestamp != nil || metav1.GetControllerOfNoCopy(cur) != nil {
-		return
-	}
-	c.wake(cur.Namespace, func(set *appsv1.DaemonSet) bool {
-		sel, err := metav1.LabelSelectorAsSelector(set.Spec.Selector)
-		return err == nil && !sel.Empty() && sel.Matches(labels.Set(cur.Labels))
-	})
+	controller.Concerned(c.owners, old, cur, func(set *appsv1.DaemonSet) { c.queue.Add(controller.Key(set)) })
 }
 
 func (c *daemonSets) sync(ctx context.Context, key string) error {
@@ -199,7 +181,7 @@ func (c *daemonSets) sync(ctx context.Context, key string) error {
 		c.Logger.Error("selector of a DaemonSet cannot be used", "daemonset", key, "err", err)
 		return nil
 	}
-	revs, err := c.claimRevisions(ctx, set, selector)
+	revs, err := c.keeper.Claim(ctx, revised(set), selector, c.fresh(set), c.revInf.GetIndexer())
 	if err != nil {
 		return err
 	}
@@ -255,46 +237,23 @@ func (c *daemonSets) fresh(set *appsv1.DaemonSet) func(context.Context) (metav1.
 }
 
 func (c *daemonSets) claimPods(ctx context.Context, set *appsv1.DaemonSet, selector labels.Selector) ([]*corev1.Pod, error) {
-	all, err := controller.Controlled[*corev1.Pod](c.podInf.GetIndexer(), set.Namespace, set.UID)
+	all, err := controller.ControlledPods(c.podInf, set)
 	if err != nil {
 		return nil, err
 	}
-	return controller.Claim(ctx, set, controller.PlanClaims(set, selector, all), controller.Claimer{
-		Kind: kind, Fresh: c.fresh(set),
-		Patch: func(ctx context.Context, pod string, patch []byte) error {
-			_, err := c.Client.CoreV1().Pods(set.Namespace).Patch(ctx, pod, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
-			return err
-		},
-	})
+	return controller.ClaimPods(ctx, c.Client, set, kind, selector, c.fresh(set), all)
 }
 
-func (c *daemonSets) claimRevisions(ctx context.Context, set *appsv1.DaemonSet, selector labels.Selector) ([]*appsv1.ControllerRevision, error) {
-	all, err := controller.Controlled[*appsv1.ControllerRevision](c.revInf.GetIndexer(), set.Namespace, set.UID)
-	if err != nil {
-		return nil, err
-	}
-	revs, err := controller.Claim(ctx, set, controller.PlanClaims(set, selector, all), controller.Claimer{
-		Kind: kind, Fresh: c.fresh(set),
-		Patch: func(ctx context.Context, rev string, patch []byte) error {
-			_, err := c.Client.AppsV1().ControllerRevisions(set.Namespace).Patch(ctx, rev, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
-			return err
-		},
-	})
-	history.Sort(revs)
-	return revs, err
+func revised(set *appsv1.DaemonSet) history.Owner {
+	return history.Owner{Object: set, Kind: kind, Template: &set.Spec.Template, Collisions: set.Status.CollisionCount}
 }
 
 // revision is the revision of the set's template; it is made if there is none.
 func (c *daemonSets) revision(ctx context.Context, key string, set *appsv1.DaemonSet, revs []*appsv1.ControllerRevision) (*appsv1.ControllerRevision, error) {
-	owner := history.Owner{Object: set, Kind: kind, Template: &set.Spec.Template, Collisions: set.Status.CollisionCount}
-	rev, wrote, err := c.keeper.Ensure(ctx, owner, history.Choose(revs, &set.Spec.Template))
+	rev, wrote, err := c.keeper.Ensure(ctx, revised(set), history.Choose(revs, &set.Spec.Template))
 	if errors.Is(err, history.ErrCollision) {
 		status := set.Status.DeepCopy()
-		status.CollisionCount = new(int32)
-		if set.Status.CollisionCount != nil {
-			*status.CollisionCount = *set.Status.CollisionCount
-		}
-		*status.CollisionCount++
+		status.CollisionCount = history.Collided(set.Status.CollisionCount)
 		return nil, errors.Join(err, c.updateStatus(ctx, set, *status))
 	}
 	if err == nil && wrote {

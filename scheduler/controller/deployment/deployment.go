@@ -105,29 +105,14 @@ func (c *deployments) deploymentChanged(old, cur *appsv1.Deployment) {
 // setChanged wakes the Deployment that controls or controlled the ReplicaSet,
 // and for one that nobody controls those that may adopt it.
 func (c *deployments) setChanged(old, cur *appsv1.ReplicaSet) {
-	for _, rs := range []*appsv1.ReplicaSet{old, cur} {
-		if rs == nil {
-			continue
-		}
-		if d := c.controlling(rs); d != nil {
-			c.queue.Add(controller.Key(d))
-		}
-	}
-	if cur == nil || cur.DeletionTimestamp != nil || metav1.GetControllerOfNoCopy(cur) != nil {
-		return
-	}
-	if old != nil && metav1.GetControllerOfNoCopy(old) == nil && equality.Semantic.DeepEqual(old.Labels, cur.Labels) {
-		return
-	}
-	all, err := c.lister.Deployments(cur.Namespace).List(labels.Everything())
-	if err != nil {
-		return // a lister of a cache has no errors
-	}
-	for _, d := range all {
-		if sel, err := metav1.LabelSelectorAsSelector(d.Spec.Selector); err == nil && !sel.Empty() && sel.Matches(labels.Set(cur.Labels)) {
-			c.queue.Add(controller.Key(d))
-		}
-	}
+	controller.Concerned(controller.Owners[*appsv1.Deployment]{
+		Kind: kind.Kind,
+		Get:  func(ns, name string) (*appsv1.Deployment, error) { return c.lister.Deployments(ns).Get(name) },
+		List: func(ns string) ([]*appsv1.Deployment, error) {
+			return c.lister.Deployments(ns).List(labels.Everything())
+		},
+		Selector: func(d *appsv1.Deployment) *metav1.LabelSelector { return d.Spec.Selector },
+	}, old, cur, func(d *appsv1.Deployment) { c.queue.Add(controller.Key(d)) })
 }
 
 // podChanged wakes a Recreate Deployment when a pod of it has ended: it waits

@@ -23,12 +23,17 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/utils/dump"
+
+	"skein.io/skein/scheduler/controller"
 )
 
 // Hash is upstream's ComputeHash (32 bit FNV-1a over the template's canonical
@@ -215,6 +220,33 @@ func (k Keeper) Ensure(ctx context.Context, o Owner, c Choice) (rev *appsv1.Cont
 		return held, true, nil // ours, the view did not show it
 	}
 	return nil, false, fmt.Errorf("ControllerRevision %s/%s: %w", made.Namespace, made.Name, ErrCollision)
+}
+
+// Claim makes the owner control those revisions that its selector matches, and no
+// others, and returns them sorted. fresh reads the owner from the store itself.
+func (k Keeper) Claim(ctx context.Context, o Owner, selector labels.Selector, fresh func(context.Context) (metav1.Object, error), view cache.Indexer) ([]*appsv1.ControllerRevision, error) {
+	all, err := controller.Controlled[*appsv1.ControllerRevision](view, o.GetNamespace(), o.GetUID())
+	if err != nil {
+		return nil, err
+	}
+	revs, err := controller.Claim(ctx, o.Object, controller.PlanClaims(o.Object, selector, all), controller.Claimer{
+		Kind: o.Kind, Fresh: fresh,
+		Patch: func(ctx context.Context, rev string, patch []byte) error {
+			_, err := k.Client.AppsV1().ControllerRevisions(o.GetNamespace()).Patch(ctx, rev, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
+			return err
+		},
+	})
+	Sort(revs)
+	return revs, err
+}
+
+// Collided is the count after one more collision; nil counts as none.
+func Collided(count *int32) *int32 {
+	n := int32(1)
+	if count != nil {
+		n += *count
+	}
+	return &n
 }
 
 // Prune deletes revisions; what is gone already is no error.

@@ -200,20 +200,14 @@ func (c *jobs) sync(ctx context.Context, it item) error {
 }
 
 func (c *jobs) claim(ctx context.Context, job *batchv1.Job, selector labels.Selector) ([]*corev1.Pod, error) {
-	all, err := controller.Controlled[*corev1.Pod](c.podInf.GetIndexer(), job.Namespace, job.UID)
+	all, err := controller.ControlledPods(c.podInf, job)
 	if err != nil {
 		return nil, err
 	}
-	return controller.Claim(ctx, job, controller.PlanClaims(job, selector, all), controller.Claimer{
-		Kind: kind,
-		Fresh: func(ctx context.Context) (metav1.Object, error) {
-			return c.Client.BatchV1().Jobs(job.Namespace).Get(ctx, job.Name, metav1.GetOptions{})
-		},
-		Patch: func(ctx context.Context, pod string, patch []byte) error {
-			_, err := c.Client.CoreV1().Pods(job.Namespace).Patch(ctx, pod, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
-			return err
-		},
-	})
+	fresh := func(ctx context.Context) (metav1.Object, error) {
+		return c.Client.BatchV1().Jobs(job.Namespace).Get(ctx, job.Name, metav1.GetOptions{})
+	}
+	return controller.ClaimPods(ctx, c.Client, job, kind, selector, fresh, all)
 }
 
 // carryOut does what todo says. The status is written even if pods could not be

@@ -26,7 +26,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
@@ -109,42 +108,12 @@ func (c *replicaSets) setChanged(old, cur *appsv1.ReplicaSet) {
 // podChanged wakes the ReplicaSet that controls or controlled the pod, and for
 // a pod that nobody controls those that may adopt it.
 func (c *replicaSets) podChanged(old, cur *corev1.Pod) {
-	for _, pod := range []*corev1.Pod{old, cur} {
-		if pod == nil {
-			continue
-		}
-		if ref := metav1.GetControllerOfNoCopy(pod); ref != nil {
-			if rs := c.controlling(pod.Namespace, ref); rs != nil {
-				c.queue.Add(controller.Key(rs))
-			}
-		}
-	}
-	if cur == nil || cur.DeletionTimestamp != nil || metav1.GetControllerOfNoCopy(cur) != nil {
-		return
-	}
-	if old != nil && metav1.GetControllerOfNoCopy(old) == nil && equality.Semantic.DeepEqual(old.Labels, cur.Labels) {
-		return // an orphan that matches nothing new
-	}
-	sets, err := c.sets.ReplicaSets(cur.Namespace).List(labels.Everything())
-	if err != nil {
-		return // a lister of a cache has no errors
-	}
-	for _, rs := range sets {
-		if sel, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector); err == nil && !sel.Empty() && sel.Matches(labels.Set(cur.Labels)) {
-			c.queue.Add(controller.Key(rs))
-		}
-	}
-}
-
-func (c *replicaSets) controlling(namespace string, ref *metav1.OwnerReference) *appsv1.ReplicaSet {
-	if ref.Kind != c.kind.Kind {
-		return nil
-	}
-	rs, err := c.sets.ReplicaSets(namespace).Get(ref.Name)
-	if err != nil || rs.UID != ref.UID {
-		return nil
-	}
-	return rs
+	controller.Concerned(controller.Owners[*appsv1.ReplicaSet]{
+		Kind:     c.kind.Kind,
+		Get:      func(ns, name string) (*appsv1.ReplicaSet, error) { return c.sets.ReplicaSets(ns).Get(name) },
+		List:     func(ns string) ([]*appsv1.ReplicaSet, error) { return c.sets.ReplicaSets(ns).List(labels.Everything()) },
+		Selector: func(rs *appsv1.ReplicaSet) *metav1.LabelSelector { return rs.Spec.Selector },
+	}, old, cur, func(rs *appsv1.ReplicaSet) { c.queue.Add(controller.Key(rs)) })
 }
 
 func (c *replicaSets) sync(ctx context.Context, key string) error {
@@ -197,14 +166,8 @@ func (c *replicaSets) sync(ctx context.Context, key string) error {
 }
 
 func (c *replicaSets) claim(ctx context.Context, rs *appsv1.ReplicaSet, selector labels.Selector, pods []*corev1.Pod) ([]*corev1.Pod, error) {
-	return controller.Claim(ctx, rs, controller.PlanClaims(rs, selector, pods), controller.Claimer{
-		Kind:  c.kind,
-		Fresh: func(ctx context.Context) (metav1.Object, error) { return c.fresh(ctx, rs) },
-		Patch: func(ctx context.Context, pod string, patch []byte) error {
-			_, err := c.Client.CoreV1().Pods(rs.Namespace).Patch(ctx, pod, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
-			return err
-		},
-	})
+	fresh := func(ctx context.Context) (metav1.Object, error) { return c.fresh(ctx, rs) }
+	return controller.ClaimPods(ctx, c.Client, rs, c.kind, selector, fresh, pods)
 }
 
 // manage creates or deletes pods until there are as many as asked for.

@@ -27,7 +27,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/types"
 	appslisters "k8s.io/client-go/listers/apps/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
@@ -57,6 +56,7 @@ type statefulSets struct {
 	revInf  cache.SharedIndexInformer
 	pvcInf  cache.SharedIndexInformer
 	sets    appslisters.StatefulSetLister
+	owners  controller.Owners[*appsv1.StatefulSet]
 	claims  corelisters.PersistentVolumeClaimLister
 	ledgers []*controller.Ledger // of pods, claims, revisions
 	keeper  history.Keeper
@@ -79,6 +79,14 @@ func New(deps controller.Deps) controller.Controller {
 		claims: core.PersistentVolumeClaims().Lister(),
 		keeper: history.Keeper{Client: deps.Client},
 		events: deps.Recorder("statefulset-controller"),
+	}
+	c.owners = controller.Owners[*appsv1.StatefulSet]{
+		Kind: kind.Kind,
+		Get:  func(ns, name string) (*appsv1.StatefulSet, error) { return c.sets.StatefulSets(ns).Get(name) },
+		List: func(ns string) ([]*appsv1.StatefulSet, error) {
+			return c.sets.StatefulSets(ns).List(labels.Everything())
+		},
+		Selector: func(set *appsv1.StatefulSet) *metav1.LabelSelector { return set.Spec.Selector },
 	}
 	for _, inf := range []cache.SharedIndexInformer{c.podInf, c.pvcInf, c.revInf} {
 		c.ledgers = append(c.ledgers, controller.NewLedger(inf.GetIndexer()))
@@ -118,30 +126,7 @@ func (c *statefulSets) setChanged(old, cur *appsv1.StatefulSet) {
 // podChanged wakes the set that controls or controlled the pod, and for a pod
 // that nobody controls those that may adopt it.
 func (c *statefulSets) podChanged(old, cur *corev1.Pod) {
-	for _, pod := range []*corev1.Pod{old, cur} {
-		if pod == nil {
-			continue
-		}
-		ref := metav1.GetControllerOfNoCopy(pod)
-		if ref == nil || ref.Kind != kind.Kind {
-			continue
-		}
-		if set, err := c.sets.StatefulSets(pod.Namespace).Get(ref.Name); err == nil && set.UID == ref.UID {
-			c.queue.Add(controller.Key(set))
-		}
-	}
-	if cur == nil || cur.DeletionTimestamp != nil || metav1.GetControllerOfNoCopy(cur) != nil {
-		return
-	}
-	sets, err := c.sets.StatefulSets(cur.Namespace).List(labels.Everything())
-	if err != nil {
-		return // a lister of a cache has no errors
-	}
-	for _, set := range sets {
-		if sel, err := metav1.LabelSelectorAsSelector(set.Spec.Selector); err == nil && !sel.Empty() && sel.Matches(labels.Set(cur.Labels)) {
-			c.queue.Add(controller.Key(set))
-		}
-	}
+	controller.Concerned(c.owners, old, cur, func(set *appsv1.StatefulSet) { c.queue.Add(controller.Key(set)) })
 }
 
 func (c *statefulSets) sync(ctx context.Context, key string) error {
@@ -171,7 +156,7 @@ func (c *statefulSets) sync(ctx context.Context, key string) error {
 		c.Logger.Error("selector of a StatefulSet cannot be used", "statefulset", key, "err", err)
 		return nil
 	}
-	revs, err := c.claimRevisions(ctx, set, selector)
+	revs, err := c.keeper.Claim(ctx, revised(set), selector, c.fresh(set), c.revInf.GetIndexer())
 	if err != nil {
 		return err
 	}
@@ -202,7 +187,7 @@ func (c *statefulSets) fresh(set *appsv1.StatefulSet) func(context.Context) (met
 }
 
 func (c *statefulSets) claimPods(ctx context.Context, set *appsv1.StatefulSet, selector labels.Selector) ([]*corev1.Pod, error) {
-	all, err := controller.Controlled[*corev1.Pod](c.podInf.GetIndexer(), set.Namespace, set.UID)
+	all, err := controller.ControlledPods(c.podInf, set)
 	if err != nil {
 		return nil, err
 	}
@@ -211,44 +196,21 @@ func (c *statefulSets) claimPods(ctx context.Context, set *appsv1.StatefulSet, s
 		_, ours := ordinal(set, p.Name)
 		return !ours && metav1.GetControllerOfNoCopy(p) == nil
 	})
-	return controller.Claim(ctx, set, controller.PlanClaims(set, selector, all), controller.Claimer{
-		Kind: kind, Fresh: c.fresh(set),
-		Patch: func(ctx context.Context, pod string, patch []byte) error {
-			_, err := c.Client.CoreV1().Pods(set.Namespace).Patch(ctx, pod, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
-			return err
-		},
-	})
+	return controller.ClaimPods(ctx, c.Client, set, kind, selector, c.fresh(set), all)
 }
 
-func (c *statefulSets) claimRevisions(ctx context.Context, set *appsv1.StatefulSet, selector labels.Selector) ([]*appsv1.ControllerRevision, error) {
-	all, err := controller.Controlled[*appsv1.ControllerRevision](c.revInf.GetIndexer(), set.Namespace, set.UID)
-	if err != nil {
-		return nil, err
-	}
-	revs, err := controller.Claim(ctx, set, controller.PlanClaims(set, selector, all), controller.Claimer{
-		Kind: kind, Fresh: c.fresh(set),
-		Patch: func(ctx context.Context, rev string, patch []byte) error {
-			_, err := c.Client.AppsV1().ControllerRevisions(set.Namespace).Patch(ctx, rev, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
-			return err
-		},
-	})
-	history.Sort(revs)
-	return revs, err
+func revised(set *appsv1.StatefulSet) history.Owner {
+	return history.Owner{Object: set, Kind: kind, Template: &set.Spec.Template, Collisions: set.Status.CollisionCount}
 }
 
 // input reads what plan needs, and makes the revision of the set's template if
 // there is none.
 func (c *statefulSets) input(ctx context.Context, key string, set *appsv1.StatefulSet, revs []*appsv1.ControllerRevision, pods []*corev1.Pod) (input, error) {
 	in := input{set: set, pods: pods, claims: map[string]*corev1.PersistentVolumeClaim{}, now: c.Clock.Now()}
-	owner := history.Owner{Object: set, Kind: kind, Template: &set.Spec.Template, Collisions: set.Status.CollisionCount}
-	update, wrote, err := c.keeper.Ensure(ctx, owner, history.Choose(revs, &set.Spec.Template))
+	update, wrote, err := c.keeper.Ensure(ctx, revised(set), history.Choose(revs, &set.Spec.Template))
 	if errors.Is(err, history.ErrCollision) {
 		upd := set.Status.DeepCopy()
-		upd.CollisionCount = new(int32)
-		if set.Status.CollisionCount != nil {
-			*upd.CollisionCount = *set.Status.CollisionCount
-		}
-		*upd.CollisionCount++
+		upd.CollisionCount = history.Collided(set.Status.CollisionCount)
 		return in, errors.Join(err, c.updateStatus(ctx, set, *upd))
 	}
 	if err != nil {
