@@ -107,6 +107,18 @@ kube-store: etcdctl-store-deps bin/kubectl ## a plain kube-apiserver on the stor
 	$(GO) -ldflags "$(subst $(VERSION),$(KUBE),$(LDFLAGS))" -o bin/kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
 	$(TOOLS) -run TestKubeAPIServer
 
+# The upstream conformance suite on a cluster of three nodes. FOCUS and SKIP are regular expressions over the tests' names; CONFORMANCE
+# takes other flags of bin/skein-conformance (--keep leaves the cluster up).
+FOCUS ?= .
+SKIP ?= ^$$
+.PHONY: conformance conformance-fast conformance-deps
+conformance-deps: build bin/kubectl
+	@test/conformance/suite/build.sh out/conformance
+	@$(GO) -ldflags "-s -w" -o bin/skein-conformance ./test/conformance
+
+conformance: conformance-deps ## the upstream conformance suite (FOCUS='\[sig-auth\]'); updates docs/conformance.md; all of it takes hours
+	@bin/skein-conformance --doc docs/conformance.md --focus '$(FOCUS)' --skip '$(SKIP)' $(CONFORMANCE)
+
 generate: ## everything that is generated (needs clang-14, llvm-14, libbpf-dev)
 	datapath/bpf/generate.sh
 	go generate ./node/api/openapi

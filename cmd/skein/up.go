@@ -11,6 +11,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"skein.io/skein/node/cri"
 	"skein.io/skein/node/daemon"
 )
 
@@ -27,6 +28,9 @@ type nodeFlags struct {
 	CRIEndpoint          string            `name:"cri-endpoint" help:"Socket of a CRI runtime to use instead of the embedded containerd (unix:///run/containerd/containerd.sock)." env:"SKEIN_CRI_ENDPOINT"`
 	CNIDir               string            `name:"cni-dir" help:"Where the runtime of --cri-endpoint reads network configurations: the node's is put there (default: what the runtime says, or /etc/cni/net.d)." type:"path" env:"SKEIN_CNI_DIR"`
 	CNIBinDir            string            `name:"cni-bin-dir" help:"Where the runtime of --cri-endpoint looks for network plugins: a link to skein-helper is put there (default: what the runtime says, or /opt/cni/bin)." type:"path" env:"SKEIN_CNI_BIN_DIR"`
+	InsecureRegistry     []string          `help:"Registries (HOST[:PORT]) that speak plain http." env:"SKEIN_INSECURE_REGISTRY"`
+	RegistryMirror       []string          `help:"Where to ask for a registry's images before itself (REGISTRY=URL)." env:"SKEIN_REGISTRY_MIRROR"`
+	RegistryDir          string            `help:"Directory with containerd's own files about registries, HOST_PORT_/hosts.toml, instead of the two above (default: /etc/containerd/certs.d)." type:"path" env:"SKEIN_REGISTRY_DIR"`
 	CgroupRoot           string            `help:"Cgroup, in every hierarchy, under which the node and its pods live." env:"SKEIN_CGROUP_ROOT" default:"/skein"`
 	ServiceCgroup        string            `help:"Cgroup whose processes reach Services (default: the whole machine)." env:"SKEIN_SERVICE_CGROUP"`
 	Uplink               string            `help:"Network interface towards the other nodes (default: the one that has --address)." env:"SKEIN_UPLINK"`
@@ -61,6 +65,17 @@ func (f *nodeFlags) config() (daemon.Config, error) {
 	}
 	for _, r := range f.Seal {
 		c.Sealed = append(c.Sealed, schema.ParseGroupResource(r))
+	}
+	c.Registries = cri.Registries{Insecure: f.InsecureRegistry, Dir: f.RegistryDir}
+	for _, m := range f.RegistryMirror {
+		host, url, ok := strings.Cut(m, "=")
+		if !ok {
+			return c, fmt.Errorf("--registry-mirror %q: want REGISTRY=URL", m)
+		}
+		if c.Registries.Mirrors == nil {
+			c.Registries.Mirrors = map[string][]string{}
+		}
+		c.Registries.Mirrors[host] = append(c.Registries.Mirrors[host], url)
 	}
 	c.Backup = daemon.BackupSchedule{Dir: f.BackupDir, Schedule: f.BackupSchedule, Keep: f.BackupKeep, KeepFor: f.BackupKeepFor, PassphraseFile: f.BackupPassphraseFile}
 	var err error

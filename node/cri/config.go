@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"text/template"
@@ -21,12 +22,23 @@ func (c Config) renderConfig(oomAllowed bool) ([]byte, error) {
 		"Root": p.dir + "/root", "State": p.dir + "/state", "Address": p.address, "ShimSockets": p.shimSockets,
 		"LogLevel": c.LogLevel, "Env": exits.DirEnv + "=" + p.exits, "Pause": image.PauseName, "BinDir": p.bin,
 		"Runc": c.Runc, "RuncRoot": p.dir + "/runc",
-		"ShimCgroup": NewCgroups(c.CgroupRoot).Shims, "CNIDir": c.CNIDir, "RestrictOOM": !oomAllowed,
+		"ShimCgroup": NewCgroups(c.CgroupRoot).Shims, "CNIDir": c.CNIDir, "Registries": c.registryDir(), "RestrictOOM": !oomAllowed,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("containerd configuration: %w", err)
 	}
 	return b.Bytes(), nil
+}
+
+// registryDir is where containerd looks up how to reach a registry.
+func (c Config) registryDir() string {
+	switch {
+	case c.Registries.own():
+		return filepath.Join(c.Dir, "registries")
+	case c.Registries.Dir != "":
+		return c.Registries.Dir
+	}
+	return defaultRegistryDir
 }
 
 // capSysResource is the bit of the capability that lets a process lower an oom_score_adj (linux/capability.h).
@@ -75,6 +87,9 @@ env = [{{q .Env}}]
 # Exec, attach and port-forward streams carry no credentials of their own: only the agent on this node reaches them.
 stream_server_address = "127.0.0.1"
 stream_server_port = "0"
+[plugins."io.containerd.cri.v1.images".registry]
+# One directory: of several, as in the default, the transfer service would make one name.
+config_path = {{q .Registries}}
 [plugins."io.containerd.cri.v1.images".pinned_images]
 sandbox = {{q .Pause}}
 [plugins."io.containerd.cri.v1.runtime"]

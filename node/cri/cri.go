@@ -48,6 +48,8 @@ type Config struct {
 	Runc string
 	// CNIDir is where CNI configurations are read from. Default: Dir/cni.
 	CNIDir string
+	// Registries that need more than https at their own name. Default: none.
+	Registries Registries
 	// LogLevel of containerd: trace, debug, info, warn, error. Default: warn.
 	LogLevel string
 	// LogMaxBytes is the size at which containerd's log is moved away (one old file is kept). Default: 16 MiB.
@@ -117,6 +119,9 @@ func (c Config) Validate() error {
 		errs = append(errs, fmt.Errorf("runc: %w", err))
 	}
 	if err := cgroup.Check(c.CgroupRoot); err != nil {
+		errs = append(errs, err)
+	}
+	if err := c.Registries.Validate(); err != nil {
 		errs = append(errs, err)
 	}
 	switch c.LogLevel {

@@ -59,6 +59,11 @@ func New(cfg Config) (*Containerd, error) {
 			return nil, fmt.Errorf("container runtime: %w", err)
 		}
 	}
+	if cfg.Registries.own() {
+		if err := cfg.Registries.write(cfg.registryDir()); err != nil {
+			return nil, fmt.Errorf("container runtime: %w", err)
+		}
+	}
 	if err := NewCgroups(cfg.CgroupRoot).Make(); err != nil {
 		return nil, fmt.Errorf("container runtime: %w", err)
 	}

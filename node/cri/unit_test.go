@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	dockerconfig "github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/pelletier/go-toml/v2"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	apitest "k8s.io/cri-api/pkg/apis/testing"
@@ -266,5 +267,44 @@ func TestImportNeedsAnImage(t *testing.T) {
 	_, err := ImportImage(context.Background(), (&url.URL{Scheme: "tcp", Host: "x"}).String(), strings.NewReader(""))
 	if err == nil || !strings.Contains(err.Error(), "unix://") {
 		t.Errorf("error %v", err)
+	}
+}
+
+func TestRegistries(t *testing.T) {
+	r := Registries{Insecure: []string{"10.0.0.1:5000", "plain.example"}, Mirrors: map[string][]string{"docker.io": {"http://m.example:5000", "https://x.example/hub"}, "plain.example": {"http://m"}}}
+	if err := r.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "r")
+	for range 2 { // the second replaces the first
+		if err := r.write(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// As containerd reads them.
+	for host, want := range map[string]string{
+		"10.0.0.1:5000": "http 10.0.0.1:5000", "plain.example": "http m, http plain.example", "docker.io": "http m.example:5000, https x.example, https registry-1.docker.io",
+	} {
+		hosts, err := dockerconfig.ConfigureHosts(t.Context(), dockerconfig.HostOptions{HostDir: dockerconfig.HostDirFromRoot(dir)})(host)
+		if err != nil {
+			t.Fatalf("%s: %v", host, err)
+		}
+		var got []string
+		for _, h := range hosts {
+			got = append(got, h.Scheme+" "+h.Host)
+		}
+		if s := strings.Join(got, ", "); s != want {
+			t.Errorf("%s is pulled from %s, want %s", host, s, want)
+		}
+	}
+	bad := Registries{Insecure: []string{"http://a", "a b"}, Mirrors: map[string][]string{"a/b": {"ftp://x"}, "c": nil}, Dir: "relative"}
+	err := bad.Validate()
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, want := range []string{`"http://a"`, `"a b"`, `"a/b"`, "ftp://x", "registry c", "exclude", "absolute"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%v does not name %s", err, want)
+		}
 	}
 }

@@ -43,6 +43,8 @@ type Config struct {
 	CNIDir string
 	// CNIBinDir is where it looks for network plugins. Default: the first directory that it says, or /opt/cni/bin.
 	CNIBinDir string
+	// Registries are those that need more than https at their own name. Default: none.
+	Registries cri.Registries
 	// CgroupRoot is the cgroup below which the node and its pods live, in every hierarchy. Default /skein.
 	CgroupRoot string
 	// ServiceCgroup is the cgroup (v2 path) whose processes reach Services. Default: all of the machine's; but with a CgroupRoot
@@ -165,6 +167,12 @@ func (c *Config) Validate() error {
 		if err := cri.CheckEndpoint(c.CRIEndpoint); err != nil {
 			errs = append(errs, err)
 		}
+	}
+	if err := c.Registries.Validate(); err != nil {
+		errs = append(errs, err)
+	}
+	if r := c.Registries; c.CRIEndpoint != "" && (len(r.Insecure) > 0 || len(r.Mirrors) > 0 || r.Dir != "") {
+		bad("registries are settings of the embedded containerd: with another runtime (--cri-endpoint) they are that one's")
 	}
 	for _, d := range []struct{ what, path string }{{"CNI directory", c.CNIDir}, {"directory of CNI plugins", c.CNIBinDir}} {
 		if d.path != "" && !filepath.IsAbs(d.path) {

@@ -28,7 +28,7 @@ func (n *node) newRuntime() (*runtime, error) {
 		return r, cri.NewCgroups(n.cfg.CgroupRoot).Make()
 	}
 	c, err := cri.New(cri.Config{
-		Dir: cri.DirIn(n.cfg.StateDir), CgroupRoot: n.cfg.CgroupRoot, Helper: n.cfg.Helper, Logger: n.log.With("part", "runtime"),
+		Dir: cri.DirIn(n.cfg.StateDir), CgroupRoot: n.cfg.CgroupRoot, Helper: n.cfg.Helper, Registries: n.cfg.Registries, Logger: n.log.With("part", "runtime"),
 	})
 	if err != nil {
 		return nil, diskFull(err)
