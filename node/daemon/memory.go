@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"skein.io/skein/consensus/host"
 )
 
 const (
@@ -21,11 +23,13 @@ const (
 	trimAfter = 10 * time.Second
 )
 
-// tuneMemory sets the collector, unless the operator did.
-func tuneMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
+// tuneRuntime sets the collector, unless the operator did, and calms the runtime's monitor thread.
+func tuneRuntime() error {
+	percent := gcPercent
+	if os.Getenv("GOGC") != "" {
+		percent = 0
 	}
+	return host.Tune(percent)
 }
 
 // trimMemory gives back what starting used: some time after the node became ready, and after it began to lead.

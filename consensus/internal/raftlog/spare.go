@@ -2,12 +2,18 @@ package raftlog
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
 )
+
+// moreSpares are kept beside the next segment's file. Groups give up their entries
+// some segments at a time: a file that was deleted meanwhile would have to be filled
+// with zeros again, which made the disk write everything twice.
+const moreSpares = 5
 
 // spareFile is the file of the next segment, made before it is needed: allocating it
 // takes as long as some hundred records.
@@ -19,8 +25,17 @@ type spareFile struct {
 
 	mu     sync.Mutex // guards the rest
 	f      *os.File
+	more   []kept // for later
+	named  int    // how many files have been called so
+	made   int    // how many were filled with zeros
 	making bool
 	closed bool
+}
+
+// kept is a file that waits under a path of its own.
+type kept struct {
+	f    *os.File
+	path string
 }
 
 func (p *spareFile) path() string { return filepath.Join(p.dir, "next"+spareSuffix) }
@@ -56,6 +71,9 @@ func (p *spareFile) take(size int64) (*os.File, error) {
 			return nil, err
 		}
 	}
+	p.mu.Lock()
+	p.made++
+	p.mu.Unlock()
 	return allocate(p.path(), size)
 }
 
@@ -64,8 +82,17 @@ func (p *spareFile) take(size int64) (*os.File, error) {
 func (p *spareFile) keep(s *segment) (bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.f != nil || p.making || p.closed || s.size != p.size {
+	if p.closed || s.size != p.size || len(p.more) >= moreSpares {
 		return false, nil
+	}
+	if p.f != nil || p.making {
+		p.named++
+		k := kept{s.f, filepath.Join(p.dir, fmt.Sprintf("more%d%s", p.named, spareSuffix))}
+		if err := os.Rename(s.path, k.path); err != nil {
+			return false, err
+		}
+		p.more = append(p.more, k)
+		return true, nil
 	}
 	if err := os.Rename(s.path, p.path()); err != nil {
 		return false, err
@@ -81,7 +108,15 @@ func (p *spareFile) prepare() {
 	if p.f != nil || p.making || p.closed {
 		return
 	}
+	if n := len(p.more); n > 0 {
+		k := p.more[n-1]
+		if err := os.Rename(k.path, p.path()); err == nil {
+			p.f, p.more = k.f, p.more[:n-1]
+			return
+		}
+	}
 	p.making = true
+	p.made++
 	p.wg.Go(func() {
 		f, err := allocate(p.path(), p.size)
 		p.mu.Lock()
@@ -100,8 +135,12 @@ func (p *spareFile) close() error {
 	p.closed = true
 	p.mu.Unlock()
 	p.wg.Wait()
-	if p.f == nil {
-		return nil
+	var errs []error
+	for _, k := range p.more { // the next Open deletes them
+		errs = append(errs, k.f.Close())
 	}
-	return p.f.Close()
+	if p.f != nil {
+		errs = append(errs, p.f.Close())
+	}
+	return errors.Join(errs...)
 }

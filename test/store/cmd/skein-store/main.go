@@ -22,6 +22,9 @@ import (
 	"skein.io/skein/consensus/space"
 )
 
+// gcPercent is the daemon's.
+const gcPercent = 50
+
 // closeTimeout bounds the handing over of leaderships at the end.
 const closeTimeout = 5 * time.Second
 
@@ -93,6 +96,13 @@ func run(ctx context.Context, o options) error {
 	etcd, err := o.etcdConfig(ps)
 	if err != nil {
 		return err
+	}
+	percent := gcPercent
+	if os.Getenv("GOGC") != "" {
+		percent = 0
+	}
+	if err := host.Tune(percent); err != nil {
+		fmt.Fprintln(os.Stderr, "skein-store: tune the runtime:", err)
 	}
 	h, err := host.New(host.Config{
 		Etcd:     etcd,

@@ -1,0 +1,96 @@
+package host
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"strconv"
+	"sync"
+	"time"
+)
+
+const (
+	// monitorSlack is how much longer than it asks for the monitor of Go's runtime may
+	// sleep, in nanoseconds; Linux's default is 50 us. The monitor asks for 20 us again
+	// and again while anything runs, and each waking costs more than what it does: with a
+	// slack of 200 us a write costs a tenth less CPU. What waits for it, a goroutine
+	// behind another one's system call, waits so much longer at most.
+	monitorSlack = 200_000
+	// busyRate of allocation, in bytes a second, is from where on a process counts as
+	// busy: its collector then runs every busyAlloc bytes or less often.
+	busyRate  = 16 << 20
+	busyAlloc = 32 << 20
+	maxGC     = 400 // percent
+)
+
+// Tune fits Go's runtime to a process that runs a Host: its monitor thread wakes up
+// less often, and under load the collector does, at the price of up to 32 MiB, which
+// go back when the load ends. gcPercent is what GOGC would be without load; 0 leaves
+// the collector as it is. To be called once, early.
+func Tune(gcPercent int) error {
+	if gcPercent > 0 {
+		debug.SetGCPercent(gcPercent)
+		pacing.Do((&gcPacer{base: gcPercent, now: gcPercent, at: time.Now()}).arm)
+	}
+	return calmMonitor()
+}
+
+// calmMonitor finds the monitor thread: the runtime starts it first, and the kernel
+// lists threads as they were started. If it were another one, that one's timers would
+// be a little late.
+func calmMonitor() error {
+	d, err := os.Open("/proc/self/task")
+	if err != nil {
+		return fmt.Errorf("host: %w", err)
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(2)
+	if err != nil || len(names) < 2 {
+		return fmt.Errorf("host: threads of this process: %v, %w", names, err)
+	}
+	if err := os.WriteFile("/proc/"+names[1]+"/timerslack_ns", []byte(strconv.Itoa(monitorSlack)), 0); err != nil {
+		return fmt.Errorf("host: %w", err) // it needs CAP_SYS_NICE
+	}
+	return nil
+}
+
+// pacing is begun once: the collector is the process's.
+var pacing sync.Once
+
+// gcPacer looks at the heap after each collection.
+type gcPacer struct {
+	base, now int // percent
+	at        time.Time
+	allocated uint64
+}
+
+// arm asks for a call after the next collection.
+func (p *gcPacer) arm() {
+	// A finalizer that runs means that there was a collection.
+	runtime.SetFinalizer(&struct{ _ [16]byte }{}, func(any) {
+		s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/heap/allocs:bytes"}}
+		metrics.Read(s)
+		if next := p.next(time.Now(), s[0].Value.Uint64(), s[1].Value.Uint64()); next != p.now {
+			p.now = next
+			debug.SetGCPercent(next)
+		}
+		p.arm()
+	})
+}
+
+// next is the percentage from now on, when so many bytes of the heap are live and so
+// many have been allocated in all. Small changes are not worth stopping the world.
+func (p *gcPacer) next(now time.Time, live, allocated uint64) int {
+	rate := float64(allocated-p.allocated) / max(now.Sub(p.at).Seconds(), 1e-3)
+	p.at, p.allocated = now, allocated
+	if rate < busyRate {
+		return p.base
+	}
+	want := max(p.base, min(maxGC, int(busyAlloc*100/max(live, 1))))
+	if d := want - p.now; p.now > p.base && d < p.now/4 && -d < p.now/4 {
+		return p.now
+	}
+	return want
+}
