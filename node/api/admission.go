@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apiserver/pkg/admission"
+	webhookinit "k8s.io/apiserver/pkg/admission/plugin/webhook/initializer"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
@@ -41,6 +42,7 @@ func (b *build) buildAdmission() error {
 	if err != nil {
 		return fmt.Errorf("admission: %w", err)
 	}
+	plugins = append(plugins, webhookinit.NewPluginInitializer(b.webhookAuth(), b.services)) // in place of its own
 	more, err := (&kubeapiserveradmission.Config{}).New()
 	if err != nil {
 		return fmt.Errorf("admission: %w", err)

@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/kubernetes/pkg/controlplane/controller/clusterauthenticationtrust"
 	"k8s.io/kubernetes/pkg/controlplane/controller/defaultservicecidr"
+	"k8s.io/kubernetes/pkg/controlplane/controller/legacytokentracking"
 	"k8s.io/kubernetes/pkg/controlplane/controller/systemnamespaces"
 )
 
@@ -44,8 +45,12 @@ func (b *build) addHooks(s *genericapiserver.GenericAPIServer) error {
 			return nil
 		},
 		"start-cluster-authentication-info-controller": func(h genericapiserver.PostStartHookContext) error {
-			info := clusterauthenticationtrust.ClusterAuthenticationInfo{ClientCA: b.clientCA}
-			go clusterauthenticationtrust.NewClusterAuthenticationTrustController(info, b.client).Run(h, 1)
+			go clusterauthenticationtrust.NewClusterAuthenticationTrustController(b.proxy.trust(b.clientCA), b.client).Run(h, 1)
+			return nil
+		},
+		// Since when the use of tokens in Secrets is remembered: the leader deletes those that were not used for long.
+		"start-legacy-token-tracking-controller": func(h genericapiserver.PostStartHookContext) error {
+			go legacytokentracking.NewController(b.client).Run(h.Done())
 			return nil
 		},
 		// Nodes cannot work without this and the next, so the server is not ready before.

@@ -31,6 +31,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	restclient "k8s.io/client-go/rest"
+	"k8s.io/client-go/transport"
 	basecompatibility "k8s.io/component-base/compatibility"
 	versioninfo "k8s.io/component-base/version"
 	aggregatorapi "k8s.io/kube-aggregator/pkg/apiserver"
@@ -71,6 +72,9 @@ type build struct {
 	informers informers.SharedInformerFactory
 	services  apiwebhook.ServiceResolver
 	tracer    trace.TracerProvider
+	proxy     *frontProxy
+	dialer    *transport.DialHolder // of Config.Dial; one, as connections are kept by it
+	self      *selfDoor
 	listener  *idleListener
 	probe     *storeProbe
 }
@@ -89,6 +93,10 @@ func newBuild(ctx context.Context, cfg *Config, bridge *store.Bridge) (*build, e
 	if b.docs, err = openapi.Load(); err != nil {
 		return nil, err
 	}
+	if b.proxy, err = newFrontProxy(cfg); err != nil {
+		return nil, err
+	}
+	b.self, b.dialer = newSelfDoor(cfg), &transport.DialHolder{Dial: cfg.Dial}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(cfg.ClientCA) // Validate made sure that there is one
 	b.agents = newAgentDialer(pool, cfg.KubeletClientCert)
@@ -160,7 +168,7 @@ func (b *build) chain(ctx context.Context) (*chain, error) {
 	base := *b.generic // for the servers around the main one
 	base.PostStartHooks = map[string]genericapiserver.PostStartHookConfigEntry{}
 	notFound := notfoundhandler.New(b.generic.Serializer, genericapifilters.NoMuxAndDiscoveryIncompleteKey)
-	crds, err := b.buildCustom(base, genericapiserver.NewEmptyDelegateWithCustomHandler(notFound))
+	crds, err := b.buildCustom(base, notFound)
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +180,7 @@ func (b *build) chain(ctx context.Context) (*chain, error) {
 	if err != nil {
 		return nil, err
 	}
-	openapi.NewServer(b.docs, crds).Install(main.Handler.NonGoRestfulMux)
+	openapi.NewServer(b.docs, crds, b.remoteDocuments(outer)).Install(main.Handler.NonGoRestfulMux)
 	for path, h := range b.cfg.Extra {
 		handle(outer.GenericAPIServer, path, h)
 	}
@@ -204,7 +212,7 @@ func (b *build) buildMain(crds *apiextensionsapi.CustomResourceDefinitions) (*ge
 		Loopback: b.generic.LoopbackClientConfig, Client: b.client, Informers: b.informers,
 		Tokens: b.tokens, Audiences: b.generic.Authentication.APIAudiences,
 		ServiceCIDR: b.cfg.ServiceCIDR, NodePorts: b.cfg.NodePorts, EventTTL: b.cfg.EventTTL,
-		ProxyTransport: utilnet.SetTransportDefaults(&http.Transport{}),
+		ProxyTransport: utilnet.SetTransportDefaults(b.outward()),
 		Nodes:          b.agents.wrap, Components: b.components,
 	})
 	if err != nil {

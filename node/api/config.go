@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -18,8 +19,15 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"skein.io/skein/gossip/identity"
 	"skein.io/skein/node/api/encrypt"
 	"skein.io/skein/node/api/store"
+)
+
+// How long a connection to a Service or a pod may take, and how often it is probed; those of upstream's default transport.
+const (
+	dialTimeout   = 30 * time.Second
+	dialKeepAlive = 30 * time.Second
 )
 
 // Config says what a server serves and where it finds things. Fields without a default are required.
@@ -56,6 +64,10 @@ type Config struct {
 	// Default "https://kubernetes.default.svc.cluster.local".
 	Issuer string
 
+	// FrontProxyCA signs the certificate by which aggregated API servers know this one; nothing else. The same on all replicas
+	// (identity.Authority.Derive).
+	FrontProxyCA *identity.Authority
+
 	// KubeletClientCert gives the certificate that this server shows to agents (logs, exec and the
 	// like), asked at each connection. Its user should be AgentClientUser, which bootstrap gives
 	// what it needs.
@@ -77,6 +89,10 @@ type Config struct {
 	// Replicas gives the addresses of the API on all nodes that serve it now. RunLeaderHooks makes
 	// them the endpoints of Service default/kubernetes.
 	Replicas func() []netip.AddrPort
+
+	// Dial opens connections to Services (by their addresses) and to pods: for webhooks, aggregated API servers and the
+	// proxies of pods and Services. Default: a net.Dialer, for processes whose connections the datapath leads to endpoints.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	// NodeLabels may refuse a change of a Node's labels that is not the node's own; its error is told
 	// to the user. Default: all are allowed.
@@ -119,6 +135,9 @@ func (c *Config) setDefaults() {
 	if c.EventTTL == 0 {
 		c.EventTTL = time.Hour
 	}
+	if c.Dial == nil {
+		c.Dial = (&net.Dialer{Timeout: dialTimeout, KeepAlive: dialKeepAlive}).DialContext
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -151,6 +170,9 @@ func (c *Config) Validate() error {
 	}
 	if u, err := url.Parse(c.Issuer); err != nil || u.Scheme != "https" || u.Host == "" {
 		bad("Issuer %q is not an https URL", c.Issuer)
+	}
+	if c.FrontProxyCA == nil {
+		bad("FrontProxyCA is nil")
 	}
 	if c.KubeletClientCert == nil {
 		bad("KubeletClientCert is nil")

@@ -2,31 +2,53 @@ package api
 
 import (
 	"fmt"
+	"io"
 	"net/http"
+	"slices"
 	"strings"
+	"time"
 
 	apiextv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apiextensionsapi "k8s.io/apiextensions-apiserver/pkg/apiserver"
+	apiextclient "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset/typed/apiextensions/v1"
 	apiextopenapi "k8s.io/apiextensions-apiserver/pkg/generated/openapi"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apimachinery/pkg/util/sets"
 	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	serverstorage "k8s.io/apiserver/pkg/server/storage"
-	apiwebhook "k8s.io/apiserver/pkg/util/webhook"
+	"k8s.io/client-go/transport"
 	apiregv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
+	aggregatorhelper "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1/helper"
 	aggregatorapi "k8s.io/kube-aggregator/pkg/apiserver"
 	aggregatorscheme "k8s.io/kube-aggregator/pkg/apiserver/scheme"
 	apiregclient "k8s.io/kube-aggregator/pkg/client/clientset_generated/clientset/typed/apiregistration/v1"
 	"k8s.io/kube-aggregator/pkg/controllers/autoregister"
+	remoteavailability "k8s.io/kube-aggregator/pkg/controllers/status/remote"
 	aggopenapi "k8s.io/kube-aggregator/pkg/generated/openapi"
 	"k8s.io/kubernetes/pkg/controlplane/controller/crdregistration"
 	"skein.io/skein/node/api/kinds"
+	"skein.io/skein/node/api/openapi"
+)
+
+const (
+	// remoteTimeout is how long an aggregated API server may take to give its OpenAPI document.
+	remoteTimeout = 10 * time.Second
+	// maxRemoteDocument bounds that document; that of all of Kubernetes has 4 MB.
+	maxRemoteDocument = 32 << 20
 )
 
 // buildCustom makes the server of custom resources, which answers what the main one does not know.
-func (b *build) buildCustom(base genericapiserver.Config, next genericapiserver.DelegationTarget) (*apiextensionsapi.CustomResourceDefinitions, error) {
+func (b *build) buildCustom(base genericapiserver.Config, notFound http.Handler) (*apiextensionsapi.CustomResourceDefinitions, error) {
+	defs, err := apiextclient.NewForConfig(base.LoopbackClientConfig)
+	if err != nil {
+		return nil, fmt.Errorf("custom resources: %w", err)
+	}
+	end := &newDefinitions{next: notFound, defs: defs.CustomResourceDefinitions()}
 	base.RESTOptionsGetter = b.stores.Extension(apiextensionsapi.Codecs.LegacyCodec(apiextv1.SchemeGroupVersion), apiextv1.SchemeGroupVersion)
 	base.MergedResourceConfig = serverstorage.NewResourceConfig()
 	base.MergedResourceConfig.EnableVersions(apiextv1.SchemeGroupVersion)
@@ -37,15 +59,16 @@ func (b *build) buildCustom(base genericapiserver.Config, next genericapiserver.
 		GenericConfig: &genericapiserver.RecommendedConfig{Config: base, SharedInformerFactory: b.informers},
 		ExtraConfig: apiextensionsapi.ExtraConfig{
 			CRDRESTOptionsGetter: b.stores.Extension(unstructured.UnstructuredJSONScheme, nil),
-			MasterCount:          1,
-			AuthResolverWrapper:  apiwebhook.NewDefaultAuthenticationInfoResolverWrapper(nil, nil, base.LoopbackClientConfig, b.tracer),
+			MasterCount:          1, // however many there are: see newDefinitions
+			AuthResolverWrapper:  b.webhookAuth(),
 			ServiceResolver:      b.services,
 		},
 	}
-	crds, err := cfg.Complete().New(next)
+	crds, err := cfg.Complete().New(genericapiserver.NewEmptyDelegateWithCustomHandler(end))
 	if err != nil {
 		return nil, fmt.Errorf("custom resources: %w", err)
 	}
+	end.known, end.serve = crds.Informers.Apiextensions().V1().CustomResourceDefinitions().Lister(), crds.GenericAPIServer.Handler.NonGoRestfulMux
 	return crds, nil
 }
 
@@ -58,11 +81,17 @@ func (b *build) buildAggregator(base genericapiserver.Config, main *genericapise
 	base.MergedResourceConfig = serverstorage.NewResourceConfig()
 	base.MergedResourceConfig.EnableVersions(apiregv1.SchemeGroupVersion)
 	base.AggregatedDiscoveryGroupManager = main.AggregatedDiscoveryGroupManager
-	cfg := aggregatorapi.Config{
-		GenericConfig: &genericapiserver.RecommendedConfig{Config: base, SharedInformerFactory: b.informers},
-		ExtraConfig:   aggregatorapi.ExtraConfig{ServiceResolver: b.services, ProxyTransport: &http.Transport{}},
-	}
-	a, err := cfg.Complete().NewWithDelegate(main)
+	base.DisabledPostStartHooks = sets.NewString("aggregator-reload-proxy-client-cert") // it lives as long as the server
+	var a *aggregatorapi.APIAggregator
+	err := b.proxy.asFiles(func(cert, key string) (err error) {
+		cfg := aggregatorapi.Config{
+			GenericConfig: &genericapiserver.RecommendedConfig{Config: base, SharedInformerFactory: b.informers},
+			ExtraConfig: aggregatorapi.ExtraConfig{ServiceResolver: b.services, ProxyTransport: b.outward(), ProxyClientCertFile: cert, ProxyClientKeyFile: key,
+				DisableRemoteAvailableConditionController: true}, // see watchAvailability
+		}
+		a, err = cfg.Complete().NewWithDelegate(main)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("aggregator: %w", err)
 	}
@@ -109,4 +138,60 @@ func served(main *genericapiserver.GenericAPIServer) map[schema.GroupVersion]kin
 		}
 	}
 	return found
+}
+
+// remoteDocuments lists where the OpenAPI documents of available aggregated API servers are.
+func (b *build) remoteDocuments(a *aggregatorapi.APIAggregator) func() []openapi.Remote {
+	lister := a.APIRegistrationInformers.Apiregistration().V1().APIServices().Lister()
+	return func() (out []openapi.Remote) {
+		all, err := lister.List(labels.Everything())
+		if err != nil {
+			return nil // a lister of a cache has no errors
+		}
+		for _, s := range slices.Concat(aggregatorhelper.SortedByGroupAndVersion(all)...) {
+			if s.Spec.Service == nil || !aggregatorhelper.IsAPIServiceConditionTrue(s, apiregv1.Available) {
+				continue
+			}
+			out = append(out, openapi.Remote{Group: s.Spec.Group, Version: s.Spec.Version, Key: s.Name + "@" + s.ResourceVersion,
+				Fetch: func() ([]byte, error) { return b.fetchRemote(s, "/openapi/v2") }})
+		}
+		return out
+	}
+}
+
+// fetchRemote gets a document from an aggregated API server, in the name of the aggregator.
+func (b *build) fetchRemote(s *apiregv1.APIService, path string) ([]byte, error) {
+	cert, key := b.proxy.pair()
+	rt, err := transport.New(remoteavailability.BuildTransportConfig(b.dialer, cert, key, s))
+	if err != nil {
+		return nil, fmt.Errorf("APIService %s: %w", s.Name, err)
+	}
+	defer utilnet.CloseIdleConnectionsFor(rt)
+	u, err := b.services.ResolveEndpoint(s.Spec.Service.Namespace, s.Spec.Service.Name, *s.Spec.Service.Port)
+	if err != nil {
+		return nil, fmt.Errorf("APIService %s: %w", s.Name, err)
+	}
+	u.Scheme, u.Path = "https", path
+	r, err := http.NewRequest(http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, fmt.Errorf("APIService %s: %w", s.Name, err)
+	}
+	r.Header.Set("Accept", "application/json")
+	transport.SetAuthProxyHeaders(r, "system:aggregator", "", nil, nil)
+	resp, err := (&http.Client{Transport: rt, Timeout: remoteTimeout}).Do(r)
+	if err != nil {
+		return nil, fmt.Errorf("APIService %s: %w", s.Name, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("APIService %s: %s: %s", s.Name, path, resp.Status)
+	}
+	doc, err := io.ReadAll(io.LimitReader(resp.Body, maxRemoteDocument+1))
+	if err == nil && len(doc) > maxRemoteDocument {
+		err = fmt.Errorf("over %d bytes", maxRemoteDocument)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("APIService %s: %s: %w", s.Name, path, err)
+	}
+	return doc, nil
 }

@@ -9,10 +9,12 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -41,7 +43,20 @@ type fixture struct {
 	ca      *identity.Authority
 	saKey   *ecdsa.PrivateKey
 	keys    *memoryKeys
+	proxies *identity.Authority
 	servers []*running
+
+	routes *sync.Map // address of a Service or pod -> where a test listens for it
+}
+
+// dial stands for the datapath.
+func (f *fixture) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	to, ok := f.routes.Load(addr)
+	if !ok {
+		return nil, fmt.Errorf("dial %s: no route in this test", addr)
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, network, to.(string))
 }
 
 type running struct {
@@ -70,7 +85,7 @@ func TestMain(m *testing.M) {
 }
 
 func newFixture(dir string) (*fixture, error) {
-	f := &fixture{}
+	f := &fixture{routes: &sync.Map{}}
 	var err error
 	if f.etcd, err = testetcd.Start(dir); err != nil {
 		return nil, err
@@ -82,6 +97,9 @@ func newFixture(dir string) (*fixture, error) {
 		return nil, err
 	}
 	if f.saKey, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		return nil, err
+	}
+	if f.proxies, err = f.ca.Derive("front proxy"); err != nil {
 		return nil, err
 	}
 	ring, err := keyring.New(rand.Reader, time.Now())
@@ -121,7 +139,7 @@ func (f *fixture) config(node string) Config {
 	return Config{
 		NodeName: node, AdvertiseIP: netip.MustParseAddr("192.0.2.10"),
 		Store:    func(string) *etcdclient.Client { return f.store },
-		ClientCA: identity.EncodeCert(f.ca.Cert), SAKey: f.saKey, Keys: f.keys,
+		ClientCA: identity.EncodeCert(f.ca.Cert), SAKey: f.saKey, Keys: f.keys, FrontProxyCA: f.proxies, Dial: f.dial,
 		KubeletClientCert: func() (*tls.Certificate, error) {
 			c, err := f.ca.IssueClient(AgentClientUser, nil, time.Hour, time.Now())
 			return &c, err

@@ -7,9 +7,9 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -30,19 +30,21 @@ const (
 )
 
 // RunLeaderHooks does what one server of the cluster at a time should do, until ctx ends: it keeps
-// the endpoints of Service default/kubernetes equal to Config.Replicas, and fills aggregated ClusterRoles
-// (without that the roles admin, edit and view are empty). It writes only when there is something to do. decorate is applied to the context of
-// each request, as in Loopback.
+// the endpoints of Service default/kubernetes equal to Config.Replicas, fills aggregated ClusterRoles
+// (without that the roles admin, edit and view are empty), asks aggregated API servers whether they are available, keeps the tokens in
+// Secrets and checks the types in admission policies. It writes only when there is something to do. decorate is applied to the context of each request, as in Loopback.
 func (s *Server) RunLeaderHooks(ctx context.Context, decorate func(context.Context) context.Context) error {
 	client, err := kubernetes.NewForConfig(s.Loopback("skein-kubernetes-service", decorate))
 	if err != nil {
 		return fmt.Errorf("client of the leader: %w", err)
 	}
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	wg.Go(func() { aggregateRoles(ctx, client) })
-	s.followReplicas(ctx, client)
-	return nil
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { aggregateRoles(ctx, client); return nil })
+	g.Go(func() error { return s.watchAvailability(ctx, decorate) })
+	g.Go(func() error { return s.keepTokens(ctx, client) })
+	g.Go(func() error { return s.checkPolicies(ctx, client) })
+	g.Go(func() error { s.followReplicas(ctx, client); return nil })
+	return g.Wait()
 }
 
 // aggregateRoles has informers of its own, so that nothing of it is left when ctx ends.

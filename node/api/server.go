@@ -97,6 +97,12 @@ func (s *Server) Run(ctx context.Context) error {
 	defer stop()
 	wg.Go(func() { s.awaitReady(ctx) })
 	wg.Go(func() {
+		if err := s.build.self.serve(s.bounded(s.chain.outer.GenericAPIServer.Handler)); err != nil {
+			s.cfg.Logger.Error("webhooks that this API serves itself cannot be called", "error", err)
+		}
+	})
+	defer s.build.self.Close()
+	wg.Go(func() {
 		<-ctx.Done()
 		s.settle()
 		stop()

@@ -218,10 +218,14 @@ func (n *node) serveAPI(ctx context.Context, clients shardClients, changed <-cha
 	if err != nil {
 		return err
 	}
+	proxies, err := keys.authority.Derive("front proxy")
+	if err != nil {
+		return err
+	}
 	srv, err := api.New(ctx, api.Config{
 		NodeName: n.cfg.Name, AdvertiseIP: n.cfg.Address, AdvertisePort: apiPort,
 		Store:    clients.forKeys,
-		ClientCA: keys.authority.CertPEM(), SAKey: keys.sa, Keys: apiKeys{n}, Sealed: n.cfg.Sealed,
+		ClientCA: keys.authority.CertPEM(), SAKey: keys.sa, Keys: apiKeys{n}, Sealed: n.cfg.Sealed, FrontProxyCA: proxies,
 		KubeletClientCert: func() (*tls.Certificate, error) { return agentCert.agentClientCert(keys.authority, time.Now()) },
 		ServiceCIDR:       cluster.ServiceCIDR, DNSServiceIP: cluster.DNS, EvictionGrace: n.cfg.EvictionGrace,
 		Replicas: n.replicaAddrs, NodeLabels: n.mayLabel,

@@ -102,7 +102,11 @@ func (c *realCluster) startAPI() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := api.New(ctx, api.Config{NodeName: "n1", AdvertiseIP: netip.MustParseAddr(nodeAddress),
+	proxies, err := ca.Derive("front proxy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := api.New(ctx, api.Config{NodeName: "n1", FrontProxyCA: proxies, AdvertiseIP: netip.MustParseAddr(nodeAddress),
 		Store:    func(string) *etcdclient.Client { return store },
 		ClientCA: identity.EncodeCert(ca.Cert), SAKey: key, Keys: encrypt.Fixed(ring),
 		KubeletClientCert: func() (*tls.Certificate, error) {

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apiextensions-apiserver/pkg/controller/openapi/builder"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apiserver/pkg/server/mux"
+	"k8s.io/kube-openapi/pkg/aggregator"
 	"k8s.io/kube-openapi/pkg/handler"
 	"k8s.io/kube-openapi/pkg/handler3"
 	"k8s.io/kube-openapi/pkg/validation/spec"
@@ -28,7 +29,18 @@ const (
 	// keepMerged is how long a document with custom resources is kept after its last use: it costs
 	// some 40 MB while it exists.
 	keepMerged = time.Minute
+	// remoteAge is how old the parts of other servers may become, which change without notice. Upstream's.
+	remoteAge = time.Minute
 )
+
+// Remote is a group version that another server serves (an APIService), and where its document is got.
+type Remote struct {
+	Group, Version string
+	// Key changes when the document is at another place, or may be another one.
+	Key string
+	// Fetch gets that server's document of version 2, in JSON.
+	Fetch func() ([]byte, error)
+}
 
 // Server answers /openapi/v2 and /openapi/v3.
 type Server struct {
@@ -36,19 +48,23 @@ type Server struct {
 	// crdV3 renders the version 3 documents of custom resources.
 	crdV3 http.Handler
 	crds  apiextlisters.CustomResourceDefinitionLister
+	// remotes gives those that are available, in the order in which they are merged.
+	remotes func() []Remote
 
 	mu        sync.Mutex // guards what follows
 	merged    http.Handler
 	mergedKey string
+	mergedAt  time.Time
 	forget    *time.Timer
 }
 
-// NewServer prepares to serve docs with the custom resources of crds merged in.
-func NewServer(docs *Documents, crds *apiextensionsapi.CustomResourceDefinitions) *Server {
+// NewServer prepares to serve docs with the custom resources of crds merged in, and in version 2 what remotes serve. (Their documents of version 3
+// stay with their servers; the aggregator leads to them.)
+func NewServer(docs *Documents, crds *apiextensionsapi.CustomResourceDefinitions, remotes func() []Remote) *Server {
 	g := crds.GenericAPIServer
 	g.StaticOpenAPISpec = &spec.Swagger{} // not nil: start the CRD server's controller of version 3 ...
 	g.OpenAPIVersionedService = nil       // ... but not that of version 2
-	return &Server{docs: docs, crdV3: g.Handler.NonGoRestfulMux, crds: crds.Informers.Apiextensions().V1().CustomResourceDefinitions().Lister()}
+	return &Server{docs: docs, remotes: remotes, crdV3: g.Handler.NonGoRestfulMux, crds: crds.Informers.Apiextensions().V1().CustomResourceDefinitions().Lister()}
 }
 
 // Install registers the handlers. That must happen before the aggregator's PrepareRun, which asks
@@ -90,8 +106,8 @@ func (s *Server) serveV2(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	if len(crds) > 0 {
-		h, err := s.withCustom(crds)
+	if remotes := s.remotes(); len(crds)+len(remotes) > 0 {
+		h, err := s.withCustom(crds, remotes)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
@@ -106,24 +122,45 @@ func (s *Server) serveV2(w http.ResponseWriter, r *http.Request) {
 	s.docs.v2JSON.serve(w, r, typeJSON)
 }
 
-// withCustom gives a handler of the version 2 document with crds in it, built on demand.
-func (s *Server) withCustom(crds []*apiextv1.CustomResourceDefinition) (http.Handler, error) {
+// withCustom gives a handler of the version 2 document with crds and remotes in it, built on demand.
+func (s *Server) withCustom(crds []*apiextv1.CustomResourceDefinition, remotes []Remote) (http.Handler, error) {
 	slices.SortFunc(crds, func(a, b *apiextv1.CustomResourceDefinition) int { return strings.Compare(a.Name, b.Name) })
 	var key strings.Builder
 	for _, c := range crds {
 		fmt.Fprintf(&key, "%s@%s ", c.Name, c.ResourceVersion)
 	}
+	for _, r := range remotes {
+		fmt.Fprintf(&key, "%s ", r.Key)
+	}
+	if h := s.still(key.String(), len(remotes) > 0); h != nil {
+		return h, nil
+	}
+	doc, err := s.merge(crds)
+	if err != nil {
+		return nil, err
+	}
+	addRemotes(doc, remotes)
+	m := mux.NewPathRecorderMux("openapi-v2")
+	handler.NewOpenAPIService(doc).RegisterOpenAPIVersionedService("/openapi/v2", m)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.merged == nil || s.mergedKey != key.String() {
-		doc, err := s.merge(crds)
-		if err != nil {
-			return nil, err
-		}
-		m := mux.NewPathRecorderMux("openapi-v2")
-		handler.NewOpenAPIService(doc).RegisterOpenAPIVersionedService("/openapi/v2", m)
-		s.merged, s.mergedKey = m, key.String()
+	s.merged, s.mergedKey, s.mergedAt = m, key.String(), time.Now()
+	s.keepLocked()
+	return m, nil
+}
+
+// still gives the handler that was made for the same before, if it is good enough.
+func (s *Server) still(key string, remote bool) http.Handler {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.merged == nil || s.mergedKey != key || remote && time.Since(s.mergedAt) > remoteAge {
+		return nil
 	}
+	s.keepLocked()
+	return s.merged
+}
+
+func (s *Server) keepLocked() {
 	if s.forget != nil {
 		s.forget.Stop()
 	}
@@ -132,7 +169,23 @@ func (s *Server) withCustom(crds []*apiextv1.CustomResourceDefinition) (http.Han
 		defer s.mu.Unlock()
 		s.merged = nil
 	})
-	return s.merged, nil
+}
+
+// addRemotes merges in what other servers serve. One that does not answer, or not with a document, is left out, until the next time.
+func addRemotes(doc *spec.Swagger, remotes []Remote) {
+	for _, r := range remotes {
+		b, err := r.Fetch()
+		if err != nil {
+			continue
+		}
+		theirs := &spec.Swagger{}
+		if theirs.UnmarshalJSON(b) != nil || theirs.Paths == nil {
+			continue
+		}
+		// What they serve beside their group version is not theirs here. Definitions of the same name get another one.
+		theirs = aggregator.FilterSpecByPathsWithoutSideEffects(theirs, []string{"/apis/" + r.Group + "/" + r.Version + "/"})
+		_ = aggregator.MergeSpecsIgnorePathConflictRenamingDefinitionsAndParameters(doc, theirs)
+	}
 }
 
 func (s *Server) merge(crds []*apiextv1.CustomResourceDefinition) (*spec.Swagger, error) {
