@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"k8s.io/client-go/rest"
 	kapply "k8s.io/kubectl/pkg/cmd/apply"
 	kdelete "k8s.io/kubectl/pkg/cmd/delete"
 	kdescribe "k8s.io/kubectl/pkg/cmd/describe"
@@ -67,12 +69,24 @@ func (k *kubectlCmd) Run(ctx context.Context, kctx *kong.Context) error {
 	matchVersion := cmdutil.NewMatchVersionFlags(flags)
 	cmd := kubectlVerbs[verb](cmdutil.NewFactory(matchVersion), streams)
 	sayskein(cmd)
+	// As kubectl's own program does: without it warnings are log lines.
+	rest.SetDefaultWarningHandler(rest.NewWarningWriter(os.Stderr, rest.WarningWriterOptions{Deduplicate: true}))
+	aged := &agedAnswers{}
+	root.PersistentFlags().Var(aged, "max-age", "How old the answer to a read may be while the node that is asked cannot reach the present state, such as 30s; 0s: fail rather than show an old one. Default: any; how old it is is printed as a warning.")
+	flags.WrapConfigFn = aged.wrap
 	root.AddCommand(cmd)
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		if *flags.KubeConfig != "" || os.Getenv("KUBECONFIG") != "" || *flags.APIServer != "" {
 			return nil
 		}
 		path, err := localCredentials(ctx, state)
+		var refused *client.Error
+		if errors.As(err, &refused) && refused.Code == http.StatusServiceUnavailable {
+			// No replica is in reach: the node itself answers root, from what it knows.
+			aged.socket = client.SocketPath(state)
+			*flags.APIServer = "http://" + localNode
+			return nil
+		}
 		if err != nil {
 			return err
 		}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"skein.io/skein/consensus/etcdapi"
 	"skein.io/skein/consensus/mvcc"
 )
 
@@ -45,6 +46,21 @@ func (r *replica) unreachable() error {
 	}
 	return nil
 }
+
+// Silence is how long this node's replica of a shard has heard no leader (0 on the
+// leader), and whether that is so long that requests are refused; false also where
+// there is no replica.
+func (h *Host) Silence(shardName string) (since time.Duration, cutOff bool) {
+	r, err := h.byName(shardName)
+	if err != nil || r.ctx.Err() != nil {
+		return 0, false
+	}
+	return r.SinceContact(), r.unreachable() != nil
+}
+
+// WithLocalReads makes reads under ctx be answered from the local replica as it is,
+// as if each asked for it (Serializable): also without a leader.
+func WithLocalReads(ctx context.Context) context.Context { return etcdapi.WithLocalReads(ctx) }
 
 type patientKey struct{}
 

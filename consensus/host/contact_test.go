@@ -8,6 +8,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
+	"skein.io/skein/consensus/host"
 	"skein.io/skein/consensus/internal/storetest"
 )
 
@@ -42,6 +43,13 @@ func TestCutOffRefusesEarly(t *testing.T) {
 		_, err := c.Nodes[node].Client().KV.Get(ctx(t, 20*time.Second), "/x")
 		if !errors.Is(err, rpctypes.ErrNoLeader) || time.Since(start) > 100*time.Millisecond {
 			t.Errorf("node %d: a read while cut off: %v after %v", node, err, time.Since(start))
+		}
+		if since, cut := c.Nodes[node].Host().Silence(storetest.Shard); !cut || since < time.Second {
+			t.Errorf("node %d: cut off %v, since %v", node, cut, since)
+		}
+		local, err := c.Nodes[node].Client().KV.Get(host.WithLocalReads(ctx(t, 20*time.Second)), "/x")
+		if err != nil || len(local.Kvs) != 1 || string(local.Kvs[0].Value) == "minority" {
+			t.Errorf("node %d: a local read while cut off: %v, %v", node, local, err)
 		}
 		put(t, c, (node+1)%3, "/x", "majority")
 		c.Isolate(node, false)

@@ -66,12 +66,12 @@ var errAgain = errors.New("host: the read has to be repeated")
 // holds everything that was acknowledged before the call. A read that is lost
 // with a dying leader is asked again as soon as there is a new one.
 func (r *replica) ReadIndex(ctx context.Context) error {
-	if err := r.unreachable(); err != nil && !isPatient(ctx) {
-		return err
-	}
 	ctx, cancel := r.deadline(ctx)
 	defer cancel()
 	for {
+		if err := r.unreachable(); err != nil && !isPatient(ctx) {
+			return err // also when it was cut off while this read waited
+		}
 		changed := r.wait()
 		err := r.readTogether(ctx, changed)
 		switch {

@@ -112,6 +112,7 @@ func newBuild(ctx context.Context, cfg *Config, bridge *store.Bridge) (*build, e
 	if err != nil {
 		return nil, err
 	}
+	b.stores.LastKnown = cfg.LastKnown
 	b.generic.RESTOptionsGetter = b.stores.BuiltIn()
 	return b, nil
 }

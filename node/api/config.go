@@ -86,6 +86,10 @@ type Config struct {
 	// EventTTL is how long an Event is kept. Default 1 h.
 	EventTTL time.Duration
 
+	// LastKnown lets reads be answered from this node's copy of a store that it has heard no leader of for long; see package
+	// lastknown. Default: they are refused.
+	LastKnown store.LastKnown
+
 	// Replicas gives the addresses of the API on all nodes that serve it now. RunLeaderHooks makes
 	// them the endpoints of Service default/kubernetes.
 	Replicas func() []netip.AddrPort

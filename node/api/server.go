@@ -12,6 +12,8 @@ import (
 	"time"
 
 	restclient "k8s.io/client-go/rest"
+
+	"skein.io/skein/node/api/lastknown"
 	"skein.io/skein/node/api/store"
 )
 
@@ -195,6 +197,9 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 // Handler answers requests whose TLS, if any, has been terminated.
 func (s *Server) Handler() http.Handler {
 	api := s.bounded(s.chain.outer.GenericAPIServer.Handler)
+	if s.cfg.LastKnown != nil {
+		api = lastknown.Filter(api)
+	}
 	if len(s.cfg.Public) == 0 {
 		return api
 	}

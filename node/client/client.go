@@ -22,6 +22,18 @@ import (
 	"time"
 )
 
+// Headers of Kubernetes requests and answers, while a node cannot reach the truth and answers reads from what it knew last.
+const (
+	// AgeHeader tells how many seconds old the state is that an answer shows. Answers without it show the present.
+	AgeHeader = "X-Skein-Age"
+	// MaxAgeHeader bounds that, in seconds; 0: only the present will do.
+	MaxAgeHeader = "X-Skein-Max-Age"
+)
+
+// LastKnownPath is where a node's socket answers reads of Kubernetes' API (the path continues with theirs) while the node reaches no
+// replica.
+const LastKnownPath = "/skein/v1/lastknown"
+
 // Member is one node as this node's gossip sees it.
 type Member struct {
 	Name    string `json:"name"`

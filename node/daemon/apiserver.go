@@ -147,8 +147,10 @@ func (n *node) watchStore(ctx context.Context) error {
 		was := lost
 		lost = slices.ContainsFunc(n.host.Status(), func(s host.ShardStatus) bool { return s.SinceContact > 3*time.Second })
 		// For a recovery, should the machine not live to end in peace.
+		n.noteSeen()
 		if lost && !was || !lost && time.Since(saved) > time.Minute {
 			saved = time.Now()
+			n.logIf("remember when the desired state was the truth", n.desired.SaveSeen())
 			n.logIf("remember the last contact with the leaders", n.host.SaveContacts())
 		}
 		select {
@@ -228,7 +230,7 @@ func (n *node) serveAPI(ctx context.Context, clients shardClients, changed <-cha
 		ClientCA: keys.authority.CertPEM(), SAKey: keys.sa, Keys: apiKeys{n}, Sealed: n.cfg.Sealed, FrontProxyCA: proxies,
 		KubeletClientCert: func() (*tls.Certificate, error) { return agentCert.agentClientCert(keys.authority, time.Now()) },
 		ServiceCIDR:       cluster.ServiceCIDR, DNSServiceIP: cluster.DNS, EvictionGrace: n.cfg.EvictionGrace,
-		Replicas: n.replicaAddrs, NodeLabels: n.mayLabel,
+		Replicas: n.replicaAddrs, NodeLabels: n.mayLabel, LastKnown: n.lastKnown,
 		Extra:       map[string]http.Handler{"/skein/v1/": n.controlHandler()},
 		LongRunning: []string{backupPath},
 		Public:      map[string]http.Handler{join.Path: joins, join.RenewPath: joins.Renewal()},

@@ -67,6 +67,7 @@ func (n *node) controlHandler() http.Handler {
 	handle("GET /skein/v1/store/etcd", n.etcdAccess)
 	handle("POST /skein/v1/leave", n.leave)
 	mux.HandleFunc("POST "+client.BackupPath, n.serveBackup)
+	mux.HandleFunc(client.LastKnownPath+"/", n.serveLastKnown)
 	return mux
 }
 

@@ -32,6 +32,7 @@ import (
 	"skein.io/skein/gossip/identity"
 	"skein.io/skein/gossip/membership"
 	"skein.io/skein/node/api/front"
+	"skein.io/skein/node/api/lastknown"
 	"skein.io/skein/node/desired"
 )
 
@@ -67,6 +68,7 @@ type node struct {
 	voters  *members.Manager
 	api     apiServer
 	front   *front.Front
+	thin    *lastknown.Thin // answers reads while no replica is in reach
 	minter  front.Minter
 	desired *desired.Store
 	client  *kubernetes.Clientset

@@ -18,6 +18,7 @@ import (
 	"skein.io/skein/gossip/identity"
 	"skein.io/skein/gossip/membership"
 	"skein.io/skein/node/api/front"
+	"skein.io/skein/node/api/lastknown"
 )
 
 // prepareMinter sets up what makes the API's serving certificate, which the store's endpoints show too.
@@ -48,6 +49,7 @@ func (n *node) newFront() (*front.Front, error) {
 		}
 		ls = append(ls, l)
 	}
+	n.thin = lastknown.New(lastknown.Config{NodeName: n.cfg.Name, ClientCA: n.id.Pool(), Source: n.desired, Age: n.age})
 	f, err := front.New(front.Config{
 		NodeName: n.cfg.Name, Listeners: ls,
 		Local: func() http.Handler {
@@ -61,6 +63,7 @@ func (n *node) newFront() (*front.Front, error) {
 		NodeCert:    func() (*tls.Certificate, error) { c := n.id.Certificate(); return &c, nil },
 		ClientCA:    n.id.Pool(),
 		Reason:      n.storeReason,
+		Fallback:    n.thin.Answer,
 		Logger:      n.log.With("part", "front"),
 	})
 	if err != nil {

@@ -10,5 +10,7 @@
 // coalesced; a subscriber reads the getters again. Changes reach the disk in order, a short time later (FlushInterval);
 // after a crash the file holds some earlier consistent state, which the next list corrects.
 //
+// How old the copy is: Saw notes when it was known to be the truth, Watched says whether it follows the API.
+//
 // All methods may be called from any goroutine. Objects that getters return are shared and must not be modified.
 package desired

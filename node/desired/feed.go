@@ -38,6 +38,8 @@ type table struct {
 	items map[string]object
 	// synced: a list succeeded in this process. Guarded by s.mu.
 	synced bool
+	// open counts watches. Guarded by s.mu.
+	open int
 }
 
 func newTable(s *Store, kind Kind, mk func() object) *table {
@@ -200,16 +202,16 @@ func (s *Store) Run(ctx context.Context, client kubernetes.Interface, nodeName s
 	core, disc := client.CoreV1(), client.DiscoveryV1()
 	wg.Go(func() { s.runFlusher(ctx) })
 	wg.Go(func() {
-		reflect(ctx, "pods", s.pods, &corev1.Pod{}, listWatch(own, core.Pods("").List, core.Pods("").Watch))
+		reflect(ctx, "pods", s.pods, &corev1.Pod{}, listWatch(s.pods, own, core.Pods("").List, core.Pods("").Watch))
 	})
 	wg.Go(func() {
-		reflect(ctx, "services", s.services, &corev1.Service{}, listWatch("", core.Services("").List, core.Services("").Watch))
+		reflect(ctx, "services", s.services, &corev1.Service{}, listWatch(s.services, "", core.Services("").List, core.Services("").Watch))
 	})
 	wg.Go(func() {
-		reflect(ctx, "endpointslices", s.slices, &discoveryv1.EndpointSlice{}, listWatch("", disc.EndpointSlices("").List, disc.EndpointSlices("").Watch))
+		reflect(ctx, "endpointslices", s.slices, &discoveryv1.EndpointSlice{}, listWatch(s.slices, "", disc.EndpointSlices("").List, disc.EndpointSlices("").Watch))
 	})
 	wg.Go(func() {
-		reflect(ctx, "nodes", s.nodes, &corev1.Node{}, listWatch("", core.Nodes().List, core.Nodes().Watch))
+		reflect(ctx, "nodes", s.nodes, &corev1.Node{}, listWatch(s.nodes, "", core.Nodes().List, core.Nodes().Watch))
 	})
 	wg.Go(func() {
 		s.followRefs(ctx, func(ctx context.Context, r Ref) {
@@ -217,11 +219,11 @@ func (s *Store) Run(ctx context.Context, client kubernetes.Interface, nodeName s
 			k := r.Namespace + "/" + r.Name
 			if r.Kind == Secrets {
 				c := core.Secrets(r.Namespace)
-				reflect(ctx, "secret "+k, single{s.secrets, k}, &corev1.Secret{}, listWatch(sel, c.List, c.Watch))
+				reflect(ctx, "secret "+k, single{s.secrets, k}, &corev1.Secret{}, listWatch(s.secrets, sel, c.List, c.Watch))
 				return
 			}
 			c := core.ConfigMaps(r.Namespace)
-			reflect(ctx, "configmap "+k, single{s.configmaps, k}, &corev1.ConfigMap{}, listWatch(sel, c.List, c.Watch))
+			reflect(ctx, "configmap "+k, single{s.configmaps, k}, &corev1.ConfigMap{}, listWatch(s.configmaps, sel, c.List, c.Watch))
 		})
 	})
 	wg.Wait()
@@ -243,7 +245,7 @@ func (d demoted) Handle(ctx context.Context, r slog.Record) error {
 func (d demoted) WithAttrs(as []slog.Attr) slog.Handler { return demoted{d.Handler.WithAttrs(as)} }
 func (d demoted) WithGroup(name string) slog.Handler    { return demoted{d.Handler.WithGroup(name)} }
 
-func listWatch[L runtime.Object](selector string, list func(context.Context, metav1.ListOptions) (L, error),
+func listWatch[L runtime.Object](t *table, selector string, list func(context.Context, metav1.ListOptions) (L, error),
 	start func(context.Context, metav1.ListOptions) (watch.Interface, error)) *cache.ListWatch {
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
@@ -252,7 +254,11 @@ func listWatch[L runtime.Object](selector string, list func(context.Context, met
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.FieldSelector = selector
-			return start(ctx, o)
+			w, err := start(ctx, o)
+			if err != nil {
+				return nil, err
+			}
+			return t.counted(w), nil
 		},
 	}
 }

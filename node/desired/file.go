@@ -205,7 +205,9 @@ func (s *Store) claim(node string) error {
 	var old string
 	err := s.db.Update(func(tx *bbolt.Tx) error {
 		meta := tx.Bucket(metaBucket)
-		old = string(meta.Get(nodeKey))
+		if old = string(meta.Get(nodeKey)); old == node {
+			s.Saw(loadSeen(meta))
+		}
 		return meta.Put(nodeKey, []byte(node))
 	})
 	if err != nil || old == "" || old == node {
@@ -233,7 +235,7 @@ func (s *Store) claim(node string) error {
 
 // Close writes what is left and closes the file. Run must have returned.
 func (s *Store) Close() error {
-	err := s.Flush()
+	err := errors.Join(s.Flush(), s.SaveSeen())
 	if cerr := s.db.Close(); cerr != nil {
 		err = errors.Join(err, fmt.Errorf("close desired state: %w", cerr))
 	}

@@ -60,13 +60,14 @@ type Store struct {
 	secrets    *table
 	tables     map[Kind]*table
 
-	// mu guards the items of all tables, tokens, records, dirty, subs and flushErr.
+	// mu guards the items of all tables, tokens, records, dirty, subs, flushErr and seen.
 	mu       sync.RWMutex
 	tokens   map[string]*authv1.TokenRequest
 	records  map[types.UID]*Record
 	dirty    map[dirtyKey]struct{}
 	subs     map[chan struct{}]map[Kind]bool
 	flushErr error
+	seen     time.Time // see Saw
 
 	// flushMu makes flushes follow each other, so that the file never goes back in time.
 	flushMu sync.Mutex
@@ -130,6 +131,12 @@ func (s *Store) Pod(namespace, name string) *corev1.Pod {
 	p, _ := get[*corev1.Pod](s.pods, namespace+"/"+name)
 	return p
 }
+
+// ConfigMaps and Secrets return those that this node's pods refer to, as far as they exist.
+func (s *Store) ConfigMaps() []*corev1.ConfigMap { return list[*corev1.ConfigMap](s.configmaps) }
+
+// Secrets is described with ConfigMaps.
+func (s *Store) Secrets() []*corev1.Secret { return list[*corev1.Secret](s.secrets) }
 
 // Services returns all Services of the cluster.
 func (s *Store) Services() []*corev1.Service { return list[*corev1.Service](s.services) }

@@ -53,12 +53,19 @@ type Config struct {
 	// ClientCA is announced to clients, so that they choose the right certificate. The API verifies it.
 	ClientCA *x509.CertPool
 
+	// Fallback may answer a request while no node that serves can be reached. An error says why it does not, and that nothing
+	// has been written. reason is what keeps the node from serving. Default: all are refused.
+	Fallback func(w http.ResponseWriter, r *http.Request, reason string) error
+
 	// Reason may add to a refusal what the node knows about it ("the store has no leader"). Default: nothing.
 	Reason func() string
 
 	// DialTimeout is how long one node may take to accept. Default 2 s.
 	DialTimeout time.Duration
-	// Patience is how long a connection is held while nobody serves, before it is refused. Default 3 s.
+	// DialStagger is how long the nearest node may take before the next one is tried as well. Default 200 ms.
+	DialStagger time.Duration
+	// Patience is how long a connection is held while nobody serves, before this node answers for itself. It counts from the
+	// beginning of the outage, so that later connections are answered at once. Default 1.5 s.
 	Patience time.Duration
 	// FirstByteTimeout is how long a client may take to say anything. Default 10 s.
 	FirstByteTimeout time.Duration
@@ -80,7 +87,8 @@ func (c *Config) setDefaults() {
 		}
 	}
 	def(&c.DialTimeout, 2*time.Second)
-	def(&c.Patience, 3*time.Second)
+	def(&c.DialStagger, 200*time.Millisecond)
+	def(&c.Patience, 1500*time.Millisecond)
 	def(&c.FirstByteTimeout, 10*time.Second)
 	def(&c.ShutdownTimeout, 3*time.Second)
 	if c.MaxConns == 0 {
@@ -116,6 +124,7 @@ func (c *Config) Validate() error {
 	need(c.NodeCert != nil, "NodeCert is nil")
 	need(c.ClientCA != nil, "ClientCA is nil")
 	need(c.DialTimeout > 0, "DialTimeout is not positive")
+	need(c.DialStagger > 0, "DialStagger is not positive")
 	need(c.Patience > 0, "Patience is not positive")
 	need(c.FirstByteTimeout > 0, "FirstByteTimeout is not positive")
 	need(c.ShutdownTimeout > 0, "ShutdownTimeout is not positive")

@@ -23,6 +23,8 @@ const (
 	maxStreams = 250
 	// streamBuffer is what a client may send ahead per stream: most objects fit.
 	streamBuffer = 256 << 10
+	// minReach is how long connections are tried, in an outage too: gossip may say first that it is over.
+	minReach = 300 * time.Millisecond
 	// acceptRetry is the pause after an error that does not end a listener (no file descriptors left).
 	acceptRetry = 50 * time.Millisecond
 )
@@ -120,7 +122,7 @@ func (f *Front) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		h.ServeHTTP(w, r)
 		return
 	}
-	f.refuse(w)
+	f.alone(w, r)
 }
 
 // accept takes connections from l until it is closed.
@@ -168,23 +170,25 @@ func (f *Front) elsewhere(ctx context.Context, c *conn) bool {
 	if f.cfg.Local() != nil {
 		return false
 	}
-	if f.passOn(ctx, c) {
+	began := time.Now()
+	left := f.outage.left(f.cfg.Patience, began)
+	if f.passOn(ctx, c, began, max(left, minReach)) {
 		return true
 	}
 	changed, unsubscribe := f.cfg.Changed()
 	defer unsubscribe()
-	enough := time.NewTimer(f.cfg.Patience)
+	enough := time.NewTimer(left - time.Since(began))
 	defer enough.Stop()
 	for f.cfg.Local() == nil {
-		if f.passOn(ctx, c) {
-			return true
-		}
 		select {
 		case <-changed:
 		case <-enough.C:
 			return false
 		case <-ctx.Done():
 			return false
+		}
+		if f.passOn(ctx, c, began, max(left-time.Since(began), minReach)) {
+			return true
 		}
 	}
 	return false

@@ -486,3 +486,52 @@ func FuzzPeek(f *testing.F) {
 		}
 	})
 }
+
+// A front whose targets do not answer gives each a head start only, and answers for itself before its patience ends twice.
+func TestFallsBackSoon(t *testing.T) {
+	c := newCluster(t)
+	dead := func(name string) Target {
+		return Target{Name: name, Addr: netip.MustParseAddrPort("127.0.0.1:1"), RTT: time.Millisecond, Ready: true}
+	}
+	live := c.start("live", whoAmI("live"))
+	hangs := func(cfg *Config) {
+		cfg.DialStagger, cfg.Patience = 20*time.Millisecond, 500*time.Millisecond
+		cfg.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			if address == "127.0.0.1:1" { // as a cable that is out
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return (&net.Dialer{}).DialContext(ctx, network, address)
+		}
+		cfg.Fallback = func(w http.ResponseWriter, r *http.Request, reason string) error {
+			if r.URL.Path != "/known" {
+				return errors.New("not known here")
+			}
+			_, err := io.WriteString(w, "as it was: "+reason)
+			return err
+		}
+	}
+	thin := c.start("thin", nil, hangs)
+	last := live.target(time.Hour)
+	last.RTT = time.Hour
+	c.setTargets(dead("a"), dead("b"), dead("c"), last)
+	began := time.Now()
+	if _, body := c.mustGet(c.client("x"), thin, "/who"); body != "live x" || time.Since(began) > 400*time.Millisecond {
+		t.Errorf("with three dead ones before it, %q answered after %s", body, time.Since(began))
+	}
+	c.setTargets(dead("a"), dead("b"))
+	for i := range 3 {
+		began = time.Now()
+		_, body := c.mustGet(c.client("x"), thin, "/known")
+		if !strings.Contains(body, "as it was: node thin reaches no API replica") {
+			t.Errorf("answer %q", body)
+		}
+		if most := []time.Duration{time.Second, minReach + 250*time.Millisecond, minReach + 250*time.Millisecond}[i]; time.Since(began) > most {
+			t.Errorf("request %d was answered after %s", i, time.Since(began))
+		}
+	}
+	resp, body := c.mustGet(c.client("x"), thin, "/other")
+	if resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, "not known here") {
+		t.Errorf("%s %s", resp.Status, body)
+	}
+}

@@ -42,6 +42,16 @@ func (o *outage) end() {
 	o.on.Store(false)
 }
 
+// left is how much patience is left in the present outage, for the first connection that meets it all of it.
+func (o *outage) left(patience time.Duration, now time.Time) time.Duration {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.since.IsZero() {
+		return patience
+	}
+	return max(0, patience-now.Sub(o.since))
+}
+
 func (o *outage) explain(node, reason string, now time.Time) string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -62,19 +72,32 @@ func (o *outage) explain(node, reason string, now time.Time) string {
 	return b.String()
 }
 
-// refuse answers with a Kubernetes Status and ends the connection: the next one is decided anew.
-func (f *Front) refuse(w http.ResponseWriter) {
+// alone answers where no node that serves can be reached, and ends the connection: the next one is decided anew.
+func (f *Front) alone(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Connection", "close") // HTTP/2: GOAWAY
+	reason := f.outage.explain(f.cfg.NodeName, f.cfg.Reason(), time.Now())
+	if f.cfg.Fallback != nil {
+		err := f.cfg.Fallback(w, r, reason)
+		if err == nil {
+			return
+		}
+		reason += "; " + err.Error()
+	}
+	refuse(w, reason)
+}
+
+// refuse answers with a Kubernetes Status.
+func refuse(w http.ResponseWriter, reason string) {
 	body, err := json.Marshal(map[string]any{
 		"kind": "Status", "apiVersion": "v1", "metadata": struct{}{}, "status": "Failure",
 		"reason": "ServiceUnavailable", "code": http.StatusServiceUnavailable,
-		"message": f.outage.explain(f.cfg.NodeName, f.cfg.Reason(), time.Now()),
+		"message": reason,
 		"details": map[string]any{"retryAfterSeconds": 1},
 	})
 	if err != nil {
 		panic(err) // strings and numbers only
 	}
 	h := w.Header()
-	h.Set("Connection", "close") // HTTP/2: GOAWAY
 	h.Set("Retry-After", "1")
 	h.Set("Content-Type", "application/json")
 	h.Set("Cache-Control", "no-store")

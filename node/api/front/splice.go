@@ -41,25 +41,71 @@ func order(all []Target) []Target {
 	return ready
 }
 
-// passOn connects c with the first target that accepts and copies until either end closes. It
-// returns false, with c untouched, when there is none.
-func (f *Front) passOn(ctx context.Context, c *conn) bool {
+// passOn connects c with the first target that accepts within a time and copies until either end closes. It
+// returns false, with c untouched, when there is none. began is when c came.
+func (f *Front) passOn(ctx context.Context, c *conn, began time.Time, within time.Duration) bool {
 	all := f.cfg.Replicas()
-	var failed []error
-	for _, t := range order(all) {
-		to, err := f.dial(ctx, t)
-		if err != nil {
-			failed = append(failed, fmt.Errorf("%s (%s): %w", t.Name, t.Addr, err))
-			continue
-		}
+	to, name, failed := f.reach(ctx, order(all), within)
+	if to != nil {
 		f.outage.end()
-		f.copyBoth(ctx, &splice{target: t.Name, from: c, to: to})
+		f.copyBoth(ctx, &splice{target: name, from: c, to: to})
 		return true
 	}
-	if f.outage.begin(len(all), failed, time.Now()) { // clients ask again and again
+	if f.outage.begin(len(all), failed, began) { // clients ask again and again
 		f.cfg.Logger.Warn("no API replica can be reached", "known", len(all), "error", errors.Join(failed...))
 	}
 	return false
+}
+
+// reach connects to one of the targets. The nearest gets a head start, and so on: one that has just vanished, or whose cable has, costs
+// little. With no connection it returns what came of each.
+func (f *Front) reach(ctx context.Context, targets []Target, within time.Duration) (net.Conn, string, []error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	type result struct {
+		Target
+		conn net.Conn
+		err  error
+	}
+	results := make(chan result)
+	var failed []error
+	open, next := 0, 0
+	defer func() {
+		cancel()
+		for ; open > 0; open-- {
+			if r := <-results; r.conn != nil {
+				r.conn.Close()
+			}
+		}
+	}()
+	stagger := time.NewTimer(f.cfg.DialStagger)
+	defer stagger.Stop()
+	for {
+		if next < len(targets) && open == 0 {
+			stagger.Reset(0)
+		}
+		if next == len(targets) && open == 0 {
+			return nil, "", failed
+		}
+		select {
+		case r := <-results:
+			open--
+			if r.err == nil {
+				return r.conn, r.Name, nil
+			}
+			failed = append(failed, fmt.Errorf("%s (%s): %w", r.Name, r.Addr, r.err))
+		case <-stagger.C:
+			if next < len(targets) {
+				t := targets[next]
+				next++
+				open++
+				go func() { // waited for by the deferred function
+					c, err := f.dial(ctx, t)
+					results <- result{t, c, err}
+				}()
+				stagger.Reset(f.cfg.DialStagger)
+			}
+		}
+	}
 }
 
 // dial connects to a target and tells it that it is a front that calls.

@@ -3,16 +3,21 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/storage"
+
+	"skein.io/skein/node/api/lastknown"
 )
 
 // ReasonFenced is the reason of the Status that answers a write that acts for a leader of the cluster
@@ -23,9 +28,18 @@ const ReasonFenced metav1.StatusReason = "Fenced"
 // about one.
 const retryAfter = 1
 
+// LastKnown tells how long this node has heard no leader of the store of the keys with a prefix, if that is so long that the store
+// refuses requests, and gives a context under which it answers reads from the local copy.
+type LastKnown func(ctx context.Context, prefix string) (local context.Context, age time.Duration, lost bool)
+
 // refusing makes a Status of the store's refusals; without it the API would answer with an internal
-// error, which says nothing to clients, nor to people.
-type refusing struct{ storage.Interface }
+// error, which says nothing to clients, nor to people. Reads that accept it are answered from the local copy instead.
+type refusing struct {
+	storage.Interface
+	prefix    string    // of the keys
+	kind      string    // what they are, for people
+	lastKnown LastKnown // nil: never
+}
 
 func (s refusing) Create(ctx context.Context, key string, obj, out runtime.Object, ttl uint64) error {
 	return refusedWrite(s.Interface.Create(ctx, key, obj, out, ttl))
@@ -44,16 +58,61 @@ func (s refusing) GuaranteedUpdate(ctx context.Context, key string, out runtime.
 }
 
 func (s refusing) Get(ctx context.Context, key string, o storage.GetOptions, out runtime.Object) error {
-	return refusedRead(s.Interface.Get(ctx, key, o, out))
+	return s.read(ctx, func(ctx context.Context) error { return s.Interface.Get(ctx, key, o, out) })
 }
 
 func (s refusing) GetList(ctx context.Context, key string, o storage.ListOptions, list runtime.Object) error {
-	return refusedRead(s.Interface.GetList(ctx, key, o, list))
+	again := false
+	return s.read(ctx, func(ctx context.Context) error {
+		if again && meta.LenList(list) > 0 { // the first attempt may have come some pages far
+			if err := meta.SetList(list, nil); err != nil {
+				return err
+			}
+		}
+		again = true
+		return s.Interface.GetList(ctx, key, o, list)
+	})
 }
 
 func (s refusing) Watch(ctx context.Context, key string, o storage.ListOptions) (watch.Interface, error) {
+	// Upstream would begin a watch and put the error into it.
+	if why, _, _, lost := s.lost(ctx); lost {
+		return nil, unavailable(errors.New(why))
+	}
 	w, err := s.Interface.Watch(ctx, key, o)
 	return w, refusedRead(err)
+}
+
+// lost tells why the local copy is all that there is to be read.
+func (s refusing) lost(ctx context.Context) (why string, local context.Context, age time.Duration, lost bool) {
+	if s.lastKnown == nil {
+		return "", nil, 0, false
+	}
+	if local, age, lost = s.lastKnown(ctx, s.prefix); !lost {
+		return "", nil, 0, false
+	}
+	return fmt.Sprintf("this node has heard no leader of the store of %s for %s: a majority of its voters cannot be reached from here",
+		s.kind, age.Round(100*time.Millisecond)), local, age, true
+}
+
+// read reads the truth, or what was the truth last.
+func (s refusing) read(ctx context.Context, read func(context.Context) error) error {
+	err := read(ctx)
+	if err == nil || codeOf(err) != codes.Unavailable {
+		return err
+	}
+	why, local, age, lost := s.lost(ctx)
+	if !lost {
+		return refusedRead(err)
+	}
+	ok, no := lastknown.Use(ctx, age, why)
+	switch {
+	case no != nil:
+		return no
+	case !ok:
+		return refusedRead(err)
+	}
+	return refusedRead(read(local))
 }
 
 func codeOf(err error) codes.Code {

@@ -49,7 +49,7 @@ func TestRefusals(t *testing.T) {
 		"another":          {err: errors.New("x")},
 		"nothing":          {},
 	} {
-		s := refusing{failing{err: c.err}}
+		s := refusing{Interface: failing{err: c.err}}
 		_, watched := s.Watch(t.Context(), "k", storage.ListOptions{})
 		for verb, r := range map[string]struct {
 			err  error

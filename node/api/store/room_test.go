@@ -42,7 +42,7 @@ func TestNoRoom(t *testing.T) {
 		"another":    {errors.New("x"), 0},
 		"a conflict": {storage.NewKeyExistsError("k", 1), 0},
 	} {
-		s := refusing{failing{err: c.err}}
+		s := refusing{Interface: failing{err: c.err}}
 		for _, err := range []error{s.Create(t.Context(), "k", nil, nil, 0), s.GuaranteedUpdate(t.Context(), "k", nil, false, nil, nil, nil)} {
 			if c.code == 0 {
 				if err != c.err {

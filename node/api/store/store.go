@@ -53,6 +53,8 @@ type Clients func(key string) *etcdclient.Client
 type Factory struct {
 	// Storage knows the version that each built-in resource is stored in.
 	Storage *serverstorage.DefaultStorageFactory
+	// LastKnown lets reads be answered from the local copy of a store. Set it before the first storage is made; nil: never.
+	LastKnown LastKnown
 
 	clients Clients
 	life    context.Context // bounds what a new client is asked
@@ -144,7 +146,7 @@ func (f *Factory) open(c *storagebackend.ConfigForResource, resourcePrefix strin
 	if err != nil {
 		return nil, nil, fmt.Errorf("storage of %s: %w", c.GroupResource, err)
 	}
-	return refusing{s}, s.Close, nil
+	return refusing{s, key, c.GroupResource.String(), f.LastKnown}, s.Close, nil
 }
 
 // Check asks all stores in use for a key, through their quorums, and names those that fail.
