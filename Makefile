@@ -119,6 +119,20 @@ conformance-deps: build bin/kubectl
 conformance: conformance-deps ## the upstream conformance suite (FOCUS='\[sig-auth\]'); updates docs/conformance.md; all of it takes hours
 	@bin/skein-conformance --doc docs/conformance.md --focus '$(FOCUS)' --skip '$(SKIP)' $(CONFORMANCE)
 
+# The API's cost, beside upstream's kube-apiserver and etcd. Needs root, and for figures that mean something a quiet machine.
+.PHONY: bench-api bench-api-fast bench-api-deps
+bench-api-deps: build
+	@mkdir -p out
+	@$(GO) -ldflags "-s -w" -o bin/skein-apibench ./test/apibench
+
+bench-api: bench-api-deps ## CPU and memory of the API compared with kube-apiserver and etcd: about 15 minutes; builds upstream's (minutes for the first time)
+	@cd test/store/etcd && CGO_ENABLED=0 go build -ldflags "-s -w" -o ../../../bin/etcd go.etcd.io/etcd/server/v3
+	@$(GO) -ldflags "$(subst $(VERSION),$(KUBE),$(LDFLAGS))" -o bin/kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
+	@bin/skein-apibench -o out/bench-api.md $(BENCH)
+
+bench-api-fast: bench-api-deps ## Skein alone, in two minutes; fails if it holds too much memory or if watches that are not concerned cost a write too much
+	@bin/skein-apibench -fast -pods 1000 -only idle,watches,informers $(BENCH)
+
 generate: ## everything that is generated (needs clang-14, llvm-14, libbpf-dev)
 	datapath/bpf/generate.sh
 	go generate ./node/api/openapi

@@ -5,8 +5,8 @@
 // takes no client; so resources get a storage decorator of ours, and the one allocator that asks
 // the factory itself reaches the same client over an in-memory pipe (see Bridge).
 //
-// There is no watch cache: a list or a watch reads the store. Upstream's cache holds every object
-// decoded (some 13 KB a pod), which a small cluster has no use for.
+// There is no watch cache: a list reads the store, and all watches of a resource share one of the store (see package fanout).
+// Upstream's cache holds every object decoded (some 13 KB a pod), which a small cluster has no use for.
 //
 // Storages made here are as safe for concurrent use as the clients below them. Revisions are
 // comparable within one resource only, as Kubernetes promises no more.
@@ -38,6 +38,7 @@ import (
 	"k8s.io/kubernetes/pkg/kubeapiserver"
 
 	"skein.io/skein/node/api/encrypt"
+	"skein.io/skein/node/api/store/fanout"
 )
 
 // mediaType is what built-in objects are stored as, like upstream's default.
@@ -61,6 +62,7 @@ type Factory struct {
 	options *genericoptions.EtcdOptions
 
 	transformers *encrypt.Transformers
+	walks        fanout.Walks // bounds the first lists of all resources together
 
 	mu        sync.Mutex // guards opened and resources
 	opened    []opened
@@ -97,7 +99,8 @@ func New(ctx context.Context, clients Clients, prefix string, version basecompat
 		return nil, fmt.Errorf("storage versions: %w", err)
 	}
 	f.StorageConfig.StorageObjectCountTracker = count
-	return &Factory{Storage: f, clients: clients, life: ctx, options: o, transformers: transformers}, nil
+	return &Factory{Storage: f, clients: clients, life: ctx, options: o, transformers: transformers,
+		walks: fanout.NewWalks(fanout.DefaultWalks)}, nil
 }
 
 // BuiltIn gives the storages of the built-in resources.
@@ -126,7 +129,7 @@ func (f *Factory) decorated(g generic.RESTOptionsGetter) generic.RESTOptionsGett
 
 // open has the signature of generic.StorageDecorator.
 func (f *Factory) open(c *storagebackend.ConfigForResource, resourcePrefix string, _ func(runtime.Object) (string, error),
-	newFunc, newListFunc func() runtime.Object, _ storage.AttrFunc, _ storage.IndexerFuncs, _ *cache.Indexers,
+	newFunc, newListFunc func() runtime.Object, attrs storage.AttrFunc, index storage.IndexerFuncs, _ *cache.Indexers,
 ) (storage.Interface, factory.DestroyFunc, error) {
 	key := path.Join("/", c.Prefix, resourcePrefix) + "/"
 	client := f.clients(key)
@@ -146,7 +149,15 @@ func (f *Factory) open(c *storagebackend.ConfigForResource, resourcePrefix strin
 	if err != nil {
 		return nil, nil, fmt.Errorf("storage of %s: %w", c.GroupResource, err)
 	}
-	return refusing{s, key, c.GroupResource.String(), f.LastKnown}, s.Close, nil
+	fan, err := fanout.New(f.life, fanout.Config{
+		Storage: refusing{s, key, c.GroupResource.String(), f.LastKnown}, Client: client.Client, Codec: c.Codec, Transformer: c.Transformer, Resource: c.GroupResource,
+		PathPrefix: path.Join("/", c.Prefix), ResourcePrefix: resourcePrefix, New: newFunc, Attrs: attrs, Index: index, Walks: f.walks,
+	})
+	if err != nil {
+		s.Close()
+		return nil, nil, err
+	}
+	return fan, func() { fan.Close(); s.Close() }, nil
 }
 
 // Check asks all stores in use for a key, through their quorums, and names those that fail.

@@ -1,0 +1,439 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+)
+
+const (
+	block   = 250 // requests of one side before it is the other's turn
+	settled = 40 * time.Second
+)
+
+// comparison is one run.
+type comparison struct {
+	config
+	r     *report
+	sides []*subject
+	made  int // pods on each side
+}
+
+func (b *comparison) start(ctx context.Context) error {
+	s, err := startSkein(ctx, b.skein, b.dir)
+	if err != nil {
+		return err
+	}
+	b.sides = []*subject{s}
+	if b.apiserver != "" && !b.fast {
+		p, err := startPeer(ctx, b.etcd, b.apiserver, b.dir)
+		if err != nil {
+			s.stop()
+			return err
+		}
+		b.sides = append(b.sides, p)
+	}
+	return nil
+}
+
+func (b *comparison) stop() {
+	for _, s := range b.sides {
+		s.stop()
+	}
+}
+
+func (b *comparison) wants(part string) bool {
+	return b.only == "" || slices.Contains(strings.Split(b.only, ","), part)
+}
+
+func (b *comparison) all(ctx context.Context) error {
+	for _, s := range b.sides {
+		if err := prepare(ctx, s); err != nil {
+			return err
+		}
+	}
+	for _, part := range []struct {
+		name string
+		do   func(context.Context) error
+	}{{"idle", b.idle}, {"fill", b.fill}, {"requests", b.requests}, {"watches", b.watches}, {"informers", b.informers}, {"held", b.held}, {"start", b.restarts}} {
+		if part.name != "fill" && part.name != "held" && !b.wants(part.name) {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "%s %s\n", time.Now().Format(time.TimeOnly), part.name)
+		if err := part.do(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// prepare makes the namespace and, where no controller does it, its ServiceAccount.
+func prepare(ctx context.Context, s *subject) error {
+	k, err := s.client(protobuf)
+	if err != nil {
+		return err
+	}
+	if _, err := k.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{}); err != nil {
+		return fmt.Errorf("%s: %w", s.name, err)
+	}
+	_, _ = k.CoreV1().ServiceAccounts(namespace).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}) // Skein's controller may have been faster
+	for range 200 {
+		if _, err = k.CoreV1().ServiceAccounts(namespace).Get(ctx, "default", metav1.GetOptions{}); err == nil {
+			return nil
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return fmt.Errorf("%s: %w", s.name, err)
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+func (b *comparison) memory(what string) error {
+	for _, s := range b.sides {
+		m, err := memoryOf(s.pids())
+		if err != nil {
+			return err
+		}
+		b.r.memory(what, s, m)
+	}
+	return nil
+}
+
+func (b *comparison) idle(ctx context.Context) error {
+	if err := pause(ctx, settled); err != nil {
+		return err
+	}
+	const d = 5 * time.Second
+	before := make([]time.Duration, len(b.sides))
+	for i, s := range b.sides {
+		before[i], _ = cpuOf(s.pids()) // an error shows below
+	}
+	if err := pause(ctx, d); err != nil {
+		return err
+	}
+	for i, s := range b.sides {
+		now, err := cpuOf(s.pids())
+		if err != nil {
+			return err
+		}
+		b.r.put("idle: ms of CPU a second", s, float64((now-before[i]).Milliseconds())/d.Seconds())
+	}
+	return b.memory("idle")
+}
+
+// turns runs n requests of an operation on each side, a block at a time.
+func (b *comparison) turns(ctx context.Context, op operation, first, n int) ([]cost, error) {
+	costs := make([]cost, len(b.sides))
+	ks := make([]*kubernetes.Clientset, len(b.sides))
+	for i, s := range b.sides {
+		var err error
+		if ks[i], err = s.client(op.media); err != nil {
+			return nil, err
+		}
+	}
+	size := block
+	if strings.HasPrefix(op.name, "list") {
+		size = 40
+	}
+	for at := 0; at < n; at += size {
+		for i, s := range b.sides {
+			c, err := run(ctx, s, ks[i], op, first+at, min(size, n-at))
+			if err != nil {
+				return nil, err
+			}
+			costs[i].add(c)
+		}
+	}
+	return costs, nil
+}
+
+func (b *comparison) compare(ctx context.Context, op operation, first, n int) error {
+	end := b.profile(op.name)
+	costs, err := b.turns(ctx, op, first, n)
+	end()
+	if err != nil {
+		return err
+	}
+	for i, s := range b.sides {
+		b.r.cost(op.name, s, costs[i])
+	}
+	return nil
+}
+
+func (b *comparison) create(ctx context.Context, n int) ([]cost, error) {
+	c, err := b.turns(ctx, create(b.made), 0, n)
+	b.made += n
+	return c, err
+}
+
+func (b *comparison) fill(ctx context.Context) error {
+	if _, err := b.create(ctx, 2*block); err != nil { // warms both
+		return err
+	}
+	n := b.pods - b.made
+	if err := b.compare(ctx, create(b.made), 0, n); err != nil {
+		return err
+	}
+	b.made += n
+	return nil
+}
+
+func (b *comparison) requests(ctx context.Context) error {
+	for _, op := range operations(b.made) {
+		n := max(2000, b.pods/4)
+		if strings.HasPrefix(op.name, "list") {
+			n = 160
+		}
+		if _, err := b.turns(ctx, op, 0, n/10); err != nil { // warms both
+			return err
+		}
+		if err := b.compare(ctx, op, 0, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// profile takes a profile of Skein's CPU until the function that it returns is called, at most for a minute.
+func (b *comparison) profile(name string) (end func()) {
+	if b.profiles == "" {
+		return func() {}
+	}
+	return fetchProfile(b.sides[0].cfg, "profile?seconds=8", filepath.Join(b.profiles, strings.NewReplacer(" ", "-", ",", "").Replace(name)+".pprof"))
+}
+
+func fetchProfile(cfg *rest.Config, what, file string) (wait func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		hc, err := rest.HTTPClientFor(cfg)
+		if err == nil {
+			var resp *http.Response
+			if resp, err = hc.Get(cfg.Host + "/debug/pprof/" + what); err == nil {
+				var raw []byte
+				if raw, err = io.ReadAll(resp.Body); err == nil {
+					err = os.WriteFile(file, raw, 0o600)
+				}
+				resp.Body.Close()
+			}
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "profile:", err)
+		}
+	}()
+	return func() { <-done }
+}
+
+// held is the memory with all pods and 50 watches of them.
+func (b *comparison) held(ctx context.Context) error {
+	var ws []*watchers
+	defer func() {
+		for _, w := range ws {
+			w.stop()
+		}
+	}()
+	for _, s := range b.sides {
+		k, err := s.client(protobuf)
+		if err != nil {
+			return err
+		}
+		rv, err := revision(ctx, k)
+		if err != nil {
+			return err
+		}
+		ws = append(ws, watch(ctx, k, 50, func(int) metav1.ListOptions { return metav1.ListOptions{ResourceVersion: rv} }))
+	}
+	if err := pause(ctx, settled); err != nil {
+		return err
+	}
+	if b.profiles != "" {
+		fetchProfile(b.sides[0].cfg, "heap?gc=1", filepath.Join(b.profiles, "heap.pprof"))()
+		fetchProfile(b.sides[0].cfg, "goroutine?debug=1", filepath.Join(b.profiles, "goroutines.txt"))()
+	}
+	return b.memory(fmt.Sprintf("%d pods, 50 watches", b.made))
+}
+
+func revision(ctx context.Context, k *kubernetes.Clientset) (string, error) {
+	l, err := k.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{Limit: 1})
+	if err != nil {
+		return "", err
+	}
+	return l.ResourceVersion, nil
+}
+
+// watches measures what an event costs for a watch that gets it, and what watches cost a write that does not concern them.
+func (b *comparison) watches(ctx context.Context) error {
+	const few, many, n = 50, 1000, 500
+	plain, err := b.create(ctx, n)
+	if err != nil {
+		return err
+	}
+	with := func(k int, node func(int) string, gets bool) ([]cost, error) {
+		var ws []*watchers
+		defer func() {
+			for _, w := range ws {
+				w.stop()
+			}
+		}()
+		for _, s := range b.sides {
+			kc, err := s.client(protobuf)
+			if err != nil {
+				return nil, err
+			}
+			rv, err := revision(ctx, kc)
+			if err != nil {
+				return nil, err
+			}
+			ws = append(ws, watch(ctx, kc, k, func(i int) metav1.ListOptions {
+				return metav1.ListOptions{ResourceVersion: rv, FieldSelector: node(i)}
+			}))
+		}
+		if err := pause(ctx, 3*time.Second); err != nil {
+			return nil, err
+		}
+		before := make([]time.Duration, len(b.sides))
+		for i, s := range b.sides {
+			before[i], _ = cpuOf(s.pids()) // an error shows below
+		}
+		costs, err := b.create(ctx, n)
+		if err != nil {
+			return nil, err
+		}
+		for i, s := range b.sides {
+			if gets {
+				if err := ws[i].await(s.name, time.Minute, func() bool { return ws[i].events.Load() >= int64(k*n) }); err != nil {
+					return nil, err
+				}
+				if got := ws[i].events.Load(); got != int64(k*n) {
+					return nil, fmt.Errorf("%s: %d events, want %d", s.name, got, k*n)
+				}
+			}
+		}
+		if err := pause(ctx, time.Second); err != nil {
+			return nil, err
+		}
+		for i, s := range b.sides {
+			now, err := cpuOf(s.pids())
+			if err != nil {
+				return nil, err
+			}
+			costs[i].cpu = now - before[i] // what came after the last answer, too
+			if w := ws[i]; w.ended.Load() > 0 {
+				return nil, fmt.Errorf("%s: %d watches were ended: %w", s.name, w.ended.Load(), *w.err.Load())
+			}
+		}
+		return costs, nil
+	}
+	end := b.profile("watch")
+	all, err := with(few, func(int) string { return "" }, true)
+	end()
+	if err != nil {
+		return err
+	}
+	end = b.profile("watch-nodes")
+	nodes, err := with(many, func(i int) string { return fmt.Sprintf("spec.nodeName=n%d", i) }, false)
+	end()
+	if err != nil {
+		return err
+	}
+	again, err := b.create(ctx, n)
+	if err != nil {
+		return err
+	}
+	for i, s := range b.sides {
+		base := plain[i]
+		base.add(again[i])
+		b.r.cost("watch event", s, cost{n: few * n, cpu: max(0, all[i].cpu-time.Duration(base.each()*n)*time.Microsecond)})
+		b.r.put("create with 1,000 watches of other nodes, us", s, nodes[i].each())
+		b.r.put("create without, us", s, base.each())
+		b.r.put(overhead, s, 100*(nodes[i].each()/base.each()-1))
+	}
+	return nil
+}
+
+const overhead = "1,000 watches of other nodes: % more CPU for a create"
+
+// informers starts 50 that all want everything at once.
+func (b *comparison) informers(ctx context.Context) error {
+	const n = 50
+	yes := true
+	for _, s := range b.sides {
+		k, err := s.client(protobuf)
+		if err != nil {
+			return err
+		}
+		if err := resetPeak(s.pids()); err != nil {
+			return err
+		}
+		before, err := cpuOf(s.pids())
+		if err != nil {
+			return err
+		}
+		began := time.Now()
+		var end func()
+		if s == b.sides[0] {
+			end = b.profile("informers")
+		}
+		w := watch(ctx, k, n, func(int) metav1.ListOptions {
+			return metav1.ListOptions{SendInitialEvents: &yes, ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan, AllowWatchBookmarks: true}
+		})
+		err = w.await(s.name+": 50 informers", 10*time.Minute, func() bool { return w.synced.Load() == n })
+		took := time.Since(began)
+		if got := w.events.Load(); err == nil && got != int64(n*b.made) {
+			err = fmt.Errorf("%s: %d initial events, want %d", s.name, got, n*b.made)
+		}
+		w.stop()
+		if end != nil {
+			end()
+		}
+		if err != nil {
+			return err
+		}
+		now, err := cpuOf(s.pids())
+		if err != nil {
+			return err
+		}
+		m, err := memoryOf(s.pids()[:1])
+		if err != nil {
+			return err
+		}
+		b.r.put(informerPeak, s, m.peak)
+		b.r.put("50 informers at once: seconds", s, took.Seconds())
+		b.r.put("50 informers at once: seconds of CPU", s, (now - before).Seconds())
+	}
+	return nil
+}
+
+const (
+	informerPeak = "50 informers at once: peak resident MB of the API's process"
+	startTime    = "start of the API's process on this store until ready, s"
+)
+
+func (b *comparison) restarts(ctx context.Context) error {
+	for _, s := range b.sides {
+		took, err := s.restart(ctx)
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		b.r.put(startTime, s, took.Seconds())
+	}
+	return nil
+}
