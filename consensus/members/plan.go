@@ -255,6 +255,10 @@ func newPlanner(in Input) *planner {
 // if all are slow, or share one, there is nothing to gain.
 const contrast = 4
 
+// fastDisk is below which no voter's disk counts as slow, however fast the others are: its own verdict stays for minutes after it
+// has become fast again, and next to a disk of 1 ms one of 3 ms and one of 5 ms would take turns in leading.
+const fastDisk = 100 * time.Millisecond
+
 // judgeDisks tells which disks count as slow. A voter needs both its own verdict
 // and a better one to compare with; a node without a vote its verdict alone, so
 // what was demoted does not come back because the others have a bad day too.
@@ -266,7 +270,7 @@ func (p *planner) judgeDisks() {
 		}
 	}
 	for _, m := range p.all {
-		m.slow = m.Disk.Slow && (!m.votes() || m.Disk.Sync >= contrast*best)
+		m.slow = m.Disk.Slow && (!m.votes() || m.Disk.Sync >= max(contrast*best, fastDisk))
 		if m.slow {
 			p.d.Slow[m.Node.ID] = true
 		}

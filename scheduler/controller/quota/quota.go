@@ -97,9 +97,15 @@ func (c *quotas) Run(ctx context.Context) error {
 	})
 }
 
+// quotaChanged wakes at once for other limits, also when somebody else wrote them into the status. A changed usage
+// is checked later, once for all changes until then: admission counts what it lets pass, also what is refused behind it.
 func (c *quotas) quotaChanged(old, cur *corev1.ResourceQuota) {
-	if cur != nil && (old == nil || !equality.Semantic.DeepEqual(old.Spec, cur.Spec)) {
+	switch {
+	case cur == nil:
+	case old == nil, !equality.Semantic.DeepEqual(old.Spec, cur.Spec), !same(cur.Status.Hard, cur.Spec.Hard):
 		c.queue.Add(controller.Key(cur))
+	case !same(old.Status.Used, cur.Status.Used):
+		c.queue.AddAfter(controller.Key(cur), recount)
 	}
 }
 

@@ -88,11 +88,48 @@ func TestLife(t *testing.T) {
 			t.Fatal(err)
 		}
 		check("the other has gone", "0")
+		time.Sleep(recount) // the last change is checked once more
+		synctest.Wait()
 		before, asked := len(client.Actions()), u.asked
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		if n := len(client.Actions()) - before; n != 0 || u.asked != asked {
 			t.Errorf("%d requests and %d questions in an idle hour", n, u.asked-asked)
+		}
+	})
+}
+
+// What others write into the status does not stay there.
+func TestForeignStatus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQuota("pods")
+		client := controllertest.NewClient(q)
+		controllertest.Start(t, client, func(d *controller.Deps) { d.Quota = &usage{client: client} }, New)
+		for _, c := range []struct {
+			what   string
+			change func(*corev1.ResourceQuotaStatus)
+			within time.Duration
+		}{
+			{"limits", func(s *corev1.ResourceQuotaStatus) { s.Hard["pods"] = resource.MustParse("7") }, 2 * time.Second},
+			{"usage", func(s *corev1.ResourceQuotaStatus) { s.Used["pods"] = resource.MustParse("3") }, recount + 2*time.Second},
+		} {
+			time.Sleep(time.Minute)
+			got, err := client.CoreV1().ResourceQuotas("ns").Get(t.Context(), "q", metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.change(&got.Status)
+			if _, err := client.CoreV1().ResourceQuotas("ns").UpdateStatus(t.Context(), got, metav1.UpdateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(c.within)
+			synctest.Wait()
+			if got, err = client.CoreV1().ResourceQuotas("ns").Get(t.Context(), "q", metav1.GetOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			if n, m := got.Status.Hard["pods"], got.Status.Used["pods"]; n.String() != "5" || m.String() != "0" {
+				t.Errorf("%s: %v of %v", c.what, got.Status.Used, got.Status.Hard)
+			}
 		}
 	})
 }
