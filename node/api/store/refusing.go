@@ -74,10 +74,18 @@ func (s refusing) GetList(ctx context.Context, key string, o storage.ListOptions
 	})
 }
 
+// refuse says why there can be no watch now: there is no truth to follow.
+func (s refusing) refuse(ctx context.Context) error {
+	if why, _, _, lost := s.lost(ctx); lost {
+		return unavailable(errors.New(why))
+	}
+	return nil
+}
+
 func (s refusing) Watch(ctx context.Context, key string, o storage.ListOptions) (watch.Interface, error) {
 	// Upstream would begin a watch and put the error into it.
-	if why, _, _, lost := s.lost(ctx); lost {
-		return nil, unavailable(errors.New(why))
+	if err := s.refuse(ctx); err != nil {
+		return nil, err
 	}
 	w, err := s.Interface.Watch(ctx, key, o)
 	return w, refusedRead(err)

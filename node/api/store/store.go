@@ -149,8 +149,9 @@ func (f *Factory) open(c *storagebackend.ConfigForResource, resourcePrefix strin
 	if err != nil {
 		return nil, nil, fmt.Errorf("storage of %s: %w", c.GroupResource, err)
 	}
+	reads := refusing{s, key, c.GroupResource.String(), f.LastKnown}
 	fan, err := fanout.New(f.life, fanout.Config{
-		Storage: refusing{s, key, c.GroupResource.String(), f.LastKnown}, Client: client.Client, Codec: c.Codec, Transformer: c.Transformer, Resource: c.GroupResource,
+		Storage: reads, Refuse: reads.refuse, Explain: refusedRead, Client: client.Client, Codec: c.Codec, Transformer: c.Transformer, Resource: c.GroupResource,
 		PathPrefix: path.Join("/", c.Prefix), ResourcePrefix: resourcePrefix, New: newFunc, Attrs: attrs, Index: index, Walks: f.walks,
 	})
 	if err != nil {

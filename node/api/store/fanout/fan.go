@@ -35,6 +35,10 @@ type Config struct {
 	Attrs storage.AttrFunc
 	// Index names a field by whose value watchers are found that select exactly one, and reads it. Default none.
 	Index storage.IndexerFuncs
+	// Refuse is asked before each watch and may say why there can be none now. Default: it does not.
+	Refuse func(context.Context) error
+	// Explain makes something that clients understand of the store's errors. Default: they stay as they are.
+	Explain func(error) error
 	// Walks bounds how many first lists read at once. Share it between Fans. Default: NewWalks(DefaultWalks), its own.
 	Walks Walks
 	// History bounds the recent events that are kept while there are watchers, in bytes. Default 1 MiB.
@@ -52,6 +56,12 @@ type Config struct {
 func (c *Config) setDefaults() {
 	if c.Walks == nil {
 		c.Walks = NewWalks(DefaultWalks)
+	}
+	if c.Refuse == nil {
+		c.Refuse = func(context.Context) error { return nil }
+	}
+	if c.Explain == nil {
+		c.Explain = func(err error) error { return err }
 	}
 	if c.History == 0 {
 		c.History = 1 << 20
@@ -214,11 +224,14 @@ func (f *Fan) Watch(ctx context.Context, key string, o storage.ListOptions) (wat
 	if o.ProgressNotify { // asked for by upstream's cache alone, which is not in use
 		return f.Interface.Watch(ctx, key, o)
 	}
+	if err := f.cfg.Refuse(ctx); err != nil {
+		return nil, err
+	}
 	w := newWatcher(ctx, f, f.absolute(prepared), int64(rev), o)
 	if !w.initial && w.start == 0 { // from now on: what is written after this call returned is seen
 		if w.start, err = f.lister.current(ctx); err != nil {
 			w.cancel()
-			return nil, err
+			return nil, f.cfg.Explain(err)
 		}
 	}
 	if !f.begin(w.run) {

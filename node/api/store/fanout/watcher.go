@@ -127,7 +127,7 @@ func (w *watcher) run() {
 	defer w.cancel()
 	defer context.AfterFunc(w.f.life, w.cancel)()
 	if err := w.serve(); err != nil && !errors.Is(err, errEnded) && w.ctx.Err() == nil {
-		w.send(&watch.Event{Type: watch.Error, Object: status(err)})
+		w.send(&watch.Event{Type: watch.Error, Object: status(w.f.cfg.Explain(err))})
 	}
 }
 
