@@ -217,7 +217,7 @@ func (b *comparison) profile(name string) (end func()) {
 	if b.profiles == "" {
 		return func() {}
 	}
-	return fetchProfile(b.sides[0].cfg, "profile?seconds=8", filepath.Join(b.profiles, strings.NewReplacer(" ", "-", ",", "").Replace(name)+".pprof"))
+	return fetchProfile(b.sides[0].cfg, fmt.Sprint("profile?seconds=", b.seconds), filepath.Join(b.profiles, strings.NewReplacer(" ", "-", ",", "").Replace(name)+".pprof"))
 }
 
 func fetchProfile(cfg *rest.Config, what, file string) (wait func()) {

@@ -19,7 +19,7 @@ import (
 type config struct {
 	skein, apiserver, etcd string // executables
 	dir, out, profiles     string
-	pods                   int
+	pods, seconds          int
 	fast                   bool
 	only                   string
 }
@@ -33,6 +33,7 @@ func main() {
 	flag.StringVar(&c.dir, "dir", "", "where to keep data while it runs; default a temporary directory")
 	flag.StringVar(&c.out, "o", "", "file for the report")
 	flag.StringVar(&c.profiles, "profiles", "", "directory for profiles of Skein's CPU, one an operation")
+	flag.IntVar(&c.seconds, "seconds", 8, "how long a profile takes")
 	flag.IntVar(&c.pods, "pods", 10000, "pods to fill the stores with")
 	flag.BoolVar(&c.fast, "fast", false, "Skein alone, a few pods, and fail on memory and on the cost of watches that are not concerned")
 	flag.StringVar(&c.only, "only", "", "only these parts: idle,requests,watches,informers,start,thin")
