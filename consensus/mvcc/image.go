@@ -34,8 +34,10 @@ type Image struct {
 // first. Close it before the machine, which waits for it.
 func (m *Machine) Pin() (i *Image, err error) {
 	err = m.use(func() error {
-		i = &Image{Revision: m.kv.Rev(), Index: m.applied.Load(), snap: m.backend().Snapshot()}
-		return nil
+		return m.beside(func(be *database) error {
+			i = &Image{Revision: m.kv.Rev(), Index: m.applied.Load(), snap: be.Snapshot()}
+			return nil
+		})
 	})
 	return i, err
 }

@@ -102,6 +102,11 @@ type Machine struct {
 	beMu       sync.RWMutex // guards be, which a snapshot replaces, and stopDefrag
 	be         *database
 	stopDefrag context.CancelFunc // nil while there is none
+	// installed is held for reading by who uses the database itself, beside the log and
+	// etcd's store, and for writing while a snapshot replaces it: etcd's backend ends the
+	// process when it is used after it was closed. Such uses may take as long as a commit
+	// or a hash; the apply goroutine, whose the replacing is, needs no lock.
+	installed sync.RWMutex
 	// replacing is held by who puts another file in the place of the database's:
 	// a defragmentation or a snapshot.
 	replacing  sync.Mutex
@@ -225,8 +230,14 @@ func (m *Machine) Lookup(any) (any, error) { return nil, nil }
 // Sync implements IOnDiskStateMachine: what has been applied is durable when it
 // returns.
 func (m *Machine) Sync() error {
-	m.backend().ForceCommit()
-	return nil
+	return m.beside(func(be *database) error { be.ForceCommit(); return nil })
+}
+
+// beside runs f with the database, which no snapshot replaces meanwhile.
+func (m *Machine) beside(f func(*database) error) error {
+	m.installed.RLock()
+	defer m.installed.RUnlock()
+	return f(m.backend())
 }
 
 // Close implements IOnDiskStateMachine. It waits for readers.

@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/server/v3/etcdserver/txn"
 	"go.etcd.io/etcd/server/v3/lease"
+	"go.etcd.io/etcd/server/v3/storage/backend"
 	etcdmvcc "go.etcd.io/etcd/server/v3/storage/mvcc"
 )
 
@@ -79,13 +80,19 @@ func (m *Machine) KeyAt(ctx context.Context, key []byte, rev int64) (kv *mvccpb.
 
 // Size returns the database's bytes on disk and those in use.
 func (m *Machine) Size() (total, used int64) {
-	_ = m.use(func() error { total, used = m.backend().Size(), m.backend().SizeInUse(); return nil })
+	_ = m.use(func() error {
+		be := m.backend() // counters only, which a closed one has, too
+		total, used = be.Size(), be.SizeInUse()
+		return nil
+	})
 	return total, used
 }
 
 // Hash of the whole database.
 func (m *Machine) Hash() (hash uint32, rev int64, err error) {
-	err = m.use(func() error { hash, rev, err = m.kv.HashStorage().Hash(); return err })
+	err = m.use(func() error {
+		return m.beside(func(*database) error { hash, rev, err = m.kv.HashStorage().Hash(); return err })
+	})
 	return hash, rev, err
 }
 
@@ -100,7 +107,10 @@ func (m *Machine) HashKV(rev int64) (hash etcdmvcc.KeyValueHash, current int64, 
 // byte is written.
 func (m *Machine) Dump(w io.Writer, size func(int64)) error {
 	return m.use(func() (err error) {
-		snap := m.backend().Snapshot()
+		var snap backend.Snapshot
+		if err := m.beside(func(be *database) error { snap = be.Snapshot(); return nil }); err != nil {
+			return err
+		}
 		defer func() { err = errors.Join(err, snap.Close()) }()
 		size(snap.Size())
 		_, err = snap.WriteTo(w)
@@ -110,7 +120,7 @@ func (m *Machine) Dump(w io.Writer, size func(int64)) error {
 
 // Commit makes what has been applied durable now.
 func (m *Machine) Commit() error {
-	return m.use(func() error { m.backend().ForceCommit(); return nil })
+	return m.use(m.Sync)
 }
 
 // PromoteLessor makes this replica the one that expires leases; every lease

@@ -70,7 +70,10 @@ func (m *Machine) newestGeneration() (uint64, error) {
 
 // PrepareSnapshot implements IOnDiskStateMachine: it pins the state as of the
 // last applied entry, whose index is part of it.
-func (m *Machine) PrepareSnapshot() (any, error) { return m.backend().Snapshot(), nil }
+func (m *Machine) PrepareSnapshot() (s any, err error) {
+	err = m.beside(func(be *database) error { s = be.Snapshot(); return nil })
+	return s, err
+}
 
 // stoppable ends a copy when dragonboat stops the replica. It keeps the error:
 // bbolt hides it in a text, and dragonboat, which compares it, would end the
@@ -158,6 +161,8 @@ func (m *Machine) RecoverFromSnapshot(r io.Reader, done <-chan struct{}) error {
 		}
 		return fmt.Errorf("mvcc: receive snapshot: %w", err)
 	}
+	m.installed.Lock()
+	defer m.installed.Unlock()
 	be := newDatabase(m.openFile(m.path(next)))
 	m.index.SetBackend(be)
 	index := m.index.ConsistentIndex()
