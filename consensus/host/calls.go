@@ -204,9 +204,14 @@ func (r *replica) campaign(onBehalfOf uint64, from string) {
 	if leader != onBehalfOf || leader == r.id || m == nil || m.Nodes[leader] != from {
 		return
 	}
+	r.timeoutNow(leader, RaftTerm(term))
+}
+
+// timeoutNow tells Raft, as a leader does to its heir, to stand for election at once.
+func (r *replica) timeoutNow(from, term uint64) {
 	r.h.trans.onMsg(raftpb.MessageBatch{
 		DeploymentId: deploymentID, BinVer: raftio.TransportBinVersion,
-		Requests: []raftpb.Message{{Type: raftpb.TimeoutNow, ShardID: uint64(r.shard.ID), To: r.id, From: leader, Term: RaftTerm(term)}},
+		Requests: []raftpb.Message{{Type: raftpb.TimeoutNow, ShardID: uint64(r.shard.ID), To: r.id, From: from, Term: term}},
 	})
 }
 

@@ -84,12 +84,23 @@ func (r *replica) readMembership(ctx context.Context) (*dragonboat.Membership, e
 	if err := r.ReadIndex(patient(ctx)); err != nil { // waits out an election
 		return nil, fmt.Errorf("membership of shard %s: %w", r.shard.Name, err)
 	}
-	m, err := r.h.nh.SyncGetShardMembership(ctx, uint64(r.shard.ID))
-	if err != nil {
-		return nil, fmt.Errorf("membership of shard %s: %w", r.shard.Name, err)
+	for {
+		// It asks Raft again. What is lost with a leader, or with a voter (see standAlone), is
+		// not repeated there.
+		attempt, cancel := context.WithTimeout(ctx, r.ElectionTimeout())
+		m, err := r.h.nh.SyncGetShardMembership(attempt, uint64(r.shard.ID))
+		cancel()
+		switch {
+		case err == nil:
+			r.membership.Store(m)
+			return m, nil
+		case ctx.Err() != nil || !dragonboat.IsTempError(err) && !errors.Is(err, dragonboat.ErrTimeout):
+			return nil, fmt.Errorf("membership of shard %s: %w", r.shard.Name, err)
+		}
+		if err := r.pause(ctx, r.wait()); err != nil {
+			return nil, fmt.Errorf("membership of shard %s: %w", r.shard.Name, err)
+		}
 	}
-	r.membership.Store(m)
-	return m, nil
 }
 
 // Members implements etcdapi.Replica.
@@ -182,6 +193,7 @@ func (r *replica) kickMembership() {
 // replica has been removed while it could not see it: then nobody talks to it any
 // more, and it would wait for a leader for ever.
 func (r *replica) membershipLoop() {
+	voters := 0 // the last time
 	r.kickMembership()
 	lost := time.NewTicker(askEvery)
 	defer lost.Stop()
@@ -191,8 +203,14 @@ func (r *replica) membershipLoop() {
 			return
 		case <-r.memberKick:
 			ctx, cancel := context.WithTimeout(r.ctx, 2*r.ElectionTimeout())
-			_, err := r.readMembership(ctx)
+			m, err := r.readMembership(ctx)
 			cancel()
+			if err == nil {
+				if voters > 1 && len(m.Nodes) == 1 {
+					r.standAlone()
+				}
+				voters = len(m.Nodes)
+			}
 			if err != nil && r.ctx.Err() == nil {
 				r.log.Debug("cannot read the membership", "error", err)
 				select {
@@ -207,6 +225,19 @@ func (r *replica) membershipLoop() {
 		case <-lost.C:
 			r.askIfRemoved()
 		}
+	}
+}
+
+// standAlone has the only voter that is left elected anew. Reads that were waiting for
+// another voter to confirm the leader when that was removed wait for ever otherwise, in
+// dragonboat's leader; and while it has such reads it sends no heartbeats to replicas
+// without a vote, so that no new one would ever learn of it. A message of a higher term ends
+// its leadership, which forgets the reads (who waits for them asks again), and has it stand
+// for election at once, which it wins at once.
+func (r *replica) standAlone() {
+	if leader, term := r.Leader(); leader == r.id {
+		r.log.Info("the last other voter is gone: elected anew")
+		r.timeoutNow(r.id, RaftTerm(term)+1)
 	}
 }
 
