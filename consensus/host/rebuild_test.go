@@ -193,13 +193,16 @@ func TestSalvage(t *testing.T) {
 	defer cancel()
 	leader := c.Leader()
 	survivor, dead := (leader+1)%3, (leader+2)%3
-	wrecks, err := c.Nodes[survivor].Host().Inspect(ctx, 0)
-	noErr(t, err)
-	for _, w := range wrecks {
-		if w.Lost() || len(w.Answering) != 3 {
-			t.Errorf("a healthy shard looks like %+v", w)
+	c.Until("a healthy look", func() error { // the last promotion comes with the leader's next message
+		wrecks, err := c.Nodes[survivor].Host().Inspect(ctx, 0)
+		noErr(t, err)
+		for _, w := range wrecks {
+			if w.Lost() || len(w.Answering) != 3 {
+				return fmt.Errorf("a healthy shard looks like %+v", w)
+			}
 		}
-	}
+		return nil
+	})
 	c.Nodes[dead].Kill()
 	var acked [8]atomic.Int64
 	var wg sync.WaitGroup
@@ -237,7 +240,7 @@ func TestSalvage(t *testing.T) {
 	wg.Wait()
 	h := c.Nodes[survivor].Host()
 	noErr(t, h.SaveContacts())
-	wrecks, err = h.Inspect(ctx, 1500*time.Millisecond)
+	wrecks, err := h.Inspect(ctx, 1500*time.Millisecond)
 	noErr(t, err)
 	for _, w := range wrecks {
 		t.Logf("shard %s: %d of %d voters answer, applied %d, committed %d, log to %d, revision %d, last contact %s", w.Shard, len(w.Answering), len(w.Voters), w.Applied, w.Committed, w.Last, w.Revision, w.Contact)
