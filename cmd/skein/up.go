@@ -46,9 +46,10 @@ type nodeFlags struct {
 	EtcdPort             int               `help:"Port at which the first shard of the store is served as etcd, to administrators; the others take those behind it. -1: not at all." env:"SKEIN_ETCD_PORT" default:"7950"`
 	StoreQuota           int64             `help:"What each shard of the store may have in use, in MiB; negative for no bound. The same on all nodes." env:"SKEIN_STORE_QUOTA" default:"2048"`
 	Seal                 []string          `help:"Resources whose objects are sealed in the store, beside Secrets (RESOURCE or RESOURCE.GROUP; the same on all nodes)." env:"SKEIN_SEAL"`
-	CertTTL              time.Duration     `name:"cert-ttl" hidden:"" help:"Life of the certificates of nodes that this node signs." env:"SKEIN_CERT_TTL"`
-	KeySettle            time.Duration     `hidden:"" help:"How long a key rotation waits for earlier requests to end." env:"SKEIN_KEY_SETTLE"`
-	LogLevel             string            `help:"debug, info, warn or error." enum:"debug,info,warn,error" env:"SKEIN_LOG_LEVEL" default:"info"`
+	apiFlags
+	CertTTL   time.Duration `name:"cert-ttl" hidden:"" help:"Life of the certificates of nodes that this node signs." env:"SKEIN_CERT_TTL"`
+	KeySettle time.Duration `hidden:"" help:"How long a key rotation waits for earlier requests to end." env:"SKEIN_KEY_SETTLE"`
+	LogLevel  string        `help:"debug, info, warn or error." enum:"debug,info,warn,error" env:"SKEIN_LOG_LEVEL" default:"info"`
 }
 
 func (f *nodeFlags) config() (daemon.Config, error) {
@@ -76,6 +77,9 @@ func (f *nodeFlags) config() (daemon.Config, error) {
 			c.Registries.Mirrors = map[string][]string{}
 		}
 		c.Registries.Mirrors[host] = append(c.Registries.Mirrors[host], url)
+	}
+	if err := f.apiFlags.apply(&c); err != nil {
+		return c, err
 	}
 	c.Backup = daemon.BackupSchedule{Dir: f.BackupDir, Schedule: f.BackupSchedule, Keep: f.BackupKeep, KeepFor: f.BackupKeepFor, PassphraseFile: f.BackupPassphraseFile}
 	var err error

@@ -141,15 +141,15 @@ func verifyServer(state tls.ConnectionState, roots *x509.CertPool, now time.Time
 	return nil
 }
 
-// PeerNode is the name of the node at the other end of a connection whose certificate was already verified. The error wraps
-// [ErrNotNode].
+// PeerNode is the name of the node at the other end of a connection whose certificate was already verified, and is one that nodes
+// get when they join. The error wraps [ErrNotNode].
 func PeerNode(state tls.ConnectionState) (string, error) {
 	if len(state.PeerCertificates) == 0 {
 		return "", fmt.Errorf("%w: it showed no certificate", ErrNotNode)
 	}
 	leaf := state.PeerCertificates[0]
 	name, ok := strings.CutPrefix(leaf.Subject.CommonName, NodePrefix)
-	if !ok || !IsNodeCert(leaf) || ValidateName(name) != nil {
+	if !ok || !IsNodeCert(leaf) || !bothEnds(leaf) || ValidateName(name) != nil {
 		return "", fmt.Errorf("%w: its certificate says %q", ErrNotNode, leaf.Subject)
 	}
 	return name, nil
@@ -159,4 +159,10 @@ func PeerNode(state tls.ConnectionState) (string, error) {
 // client that knows only the CA tells its secrets to API replicas, not to any node.
 func IsNodeCert(leaf *x509.Certificate) bool {
 	return slices.Contains(leaf.Subject.Organization, NodesGroup)
+}
+
+// bothEnds tells whether a certificate is for clients and for servers, as those that nodes get when they join. The API gives
+// certificates for one end to whoever may ask for them in a node's name; these are good for the API, and not to be a member of the cluster.
+func bothEnds(leaf *x509.Certificate) bool {
+	return slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) && slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
 }

@@ -21,9 +21,7 @@ import (
 	listersv1 "k8s.io/client-go/listers/core/v1"
 	controlplaneadmission "k8s.io/kubernetes/pkg/controlplane/apiserver/admission"
 	kubeapiserveradmission "k8s.io/kubernetes/pkg/kubeapiserver/admission"
-	"k8s.io/kubernetes/pkg/kubeapiserver/options"
 	"k8s.io/kubernetes/plugin/pkg/admission/defaulttolerationseconds"
-	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
 )
 
 // tolerationFlags guards the variables inside upstream's DefaultTolerationSeconds, which takes
@@ -36,7 +34,7 @@ func (b *build) buildAdmission() error {
 	if err != nil {
 		return err
 	}
-	lean := leanInformers{b.informers, b.client}
+	lean := leanInformers{SharedInformerFactory: b.informers, pods: livePods{b.informers.Core().V1().Pods(), b.client}}
 	generic := controlplaneadmission.Config{ExternalInformers: lean, LoopbackClientConfig: b.generic.LoopbackClientConfig, APIResourceConfig: b.resources}
 	plugins, err := generic.New(nil, nil, b.services, b.tracer)
 	if err != nil {
@@ -47,8 +45,7 @@ func (b *build) buildAdmission() error {
 	if err != nil {
 		return fmt.Errorf("admission: %w", err)
 	}
-	o := options.NewAdmissionOptions()
-	o.GenericAdmission.EnablePlugins = []string{noderestriction.PluginName}
+	o := b.cfg.Access.AdmissionOptions()
 
 	tolerationFlags.Lock()
 	defer tolerationFlags.Unlock()
@@ -69,32 +66,43 @@ func (b *build) buildAdmission() error {
 	return nil
 }
 
-// leanInformers hides the informer of all pods from admission plugins. PodSecurity lists pods when
+// leanInformers hides the informers of all pods and of all Secrets from upstream's parts. PodSecurity lists pods when
 // a namespace's labels change, others look up single ones; each would keep every pod of the
 // cluster in memory for that.
 type leanInformers struct {
 	informers.SharedInformerFactory
-	client kubernetes.Interface
+	pods    informerscorev1.PodInformer     // nil: the factory's
+	secrets informers.SharedInformerFactory // whose Secrets are meant; nil: the factory itself
 }
 
 func (f leanInformers) Core() informerscore.Interface {
-	return leanCore{f.SharedInformerFactory.Core(), f.client}
+	return leanCore{f.SharedInformerFactory.Core(), f}
 }
 
 type leanCore struct {
 	informerscore.Interface
-	client kubernetes.Interface
+	lean leanInformers
 }
 
-func (c leanCore) V1() informerscorev1.Interface { return leanCoreV1{c.Interface.V1(), c.client} }
+func (c leanCore) V1() informerscorev1.Interface { return leanCoreV1{c.Interface.V1(), c.lean} }
 
 type leanCoreV1 struct {
 	informerscorev1.Interface
-	client kubernetes.Interface
+	lean leanInformers
 }
 
 func (c leanCoreV1) Pods() informerscorev1.PodInformer {
-	return livePods{c.Interface.Pods(), c.client}
+	if c.lean.pods != nil {
+		return c.lean.pods
+	}
+	return c.Interface.Pods()
+}
+
+func (c leanCoreV1) Secrets() informerscorev1.SecretInformer {
+	if c.lean.secrets != nil {
+		return c.lean.secrets.Core().V1().Secrets()
+	}
+	return c.Interface.Secrets()
 }
 
 type livePods struct {

@@ -6,18 +6,22 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/cache"
-	"k8s.io/apiserver/pkg/apis/apiserver"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/group"
+	"k8s.io/apiserver/pkg/authentication/request/anonymous"
 	"k8s.io/apiserver/pkg/authentication/request/union"
 	"k8s.io/apiserver/pkg/authentication/request/x509"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	kubeauthenticator "k8s.io/kubernetes/pkg/kubeapiserver/authenticator"
+	openapicommon "k8s.io/kube-openapi/pkg/common"
 	"k8s.io/kubernetes/pkg/serviceaccount"
 )
 
@@ -51,27 +55,61 @@ func newTokens(cfg *Config) (tokens, error) {
 	return tokens{g, keys}, nil
 }
 
-// buildAuthentication sets who may be: client certificates, ServiceAccount tokens, anonymous.
+// buildAuthentication sets who may be: client certificates, the tokens of ServiceAccounts, of bootstrap Secrets, of the issuers and
+// of the webhook that Config.Access names, and anonymous where nothing can be learnt of the cluster's objects.
 func (b *build) buildAuthentication(ctx context.Context) error {
 	a := &b.generic.Authentication
-	a.APIAudiences = authenticator.Audiences{b.cfg.Issuer}
-	byToken, _, _, _, err := kubeauthenticator.Config{
-		Anonymous:                      apiserver.AnonymousAuthConfig{Enabled: true},
-		APIAudiences:                   a.APIAudiences,
-		ServiceAccountIssuers:          []string{b.cfg.Issuer},
-		ServiceAccountLookup:           true,
-		ServiceAccountPublicKeysGetter: b.tokens.keys,
-		ServiceAccountTokenGetter:      liveTokenGetter{b.client},
-		SecretsWriter:                  b.client.CoreV1(),
-		TokenSuccessCacheTTL:           verdictTTL,
-		APIServerID:                    b.generic.APIServerID,
-	}.New(ctx)
-	if err != nil {
+	issuer := b.cfg.Issuer
+	o := b.cfg.Access.AuthenticationOptions(issuer)
+	o.TokenSuccessCacheTTL = verdictTTL
+	o.ServiceAccounts.ExternalPublicKeysGetter = b.tokens.keys
+	o.ServiceAccounts.OptionalTokenGetter = func(informers.SharedInformerFactory) serviceaccount.ServiceAccountTokenGetter {
+		return liveTokenGetter{b.client}
+	}
+	b.bootstrap = bootstrapSecrets(b.client)
+	view := leanInformers{SharedInformerFactory: b.informers, secrets: b.bootstrap}
+	if err := o.ApplyTo(ctx, a, nil, nil, &openapicommon.Config{}, nil, b.client, view, b.generic.APIServerID); err != nil {
 		return fmt.Errorf("authentication: %w", err)
+	}
+	a.APIAudiences = authenticator.Audiences{issuer}
+	byToken := a.Authenticator
+	// The file may say it in another way.
+	if said, err := b.cfg.Access.SaysAnonymous(issuer); err != nil {
+		return fmt.Errorf("authentication: %w", err)
+	} else if !said {
+		byToken = union.NewFailOnError(byToken, anonymousOutside(anonymous.NewAuthenticator(nil)))
 	}
 	byCert := rememberCerts(x509.NewDynamic(b.clientCA.VerifyOptions, x509.CommonNameUserConversion))
 	a.Authenticator = union.NewFailOnError(group.NewAuthenticatedGroupAdder(byCert), byToken)
 	return nil
+}
+
+// openPaths are what anonymous requests may name: health, the version, and discovery of the API and of the issuer of tokens. A path that ends
+// in a slash stands for all below it. Authorization has its say as well: see bindings.
+var openPaths = []string{"/livez", "/livez/", "/readyz", "/readyz/", "/healthz", "/healthz/", "/version", "/version/",
+	"/api", "/api/", "/apis", "/apis/", serviceaccount.OpenIDConfigPath, serviceaccount.JWKSPath}
+
+// anonymousOutside lets requests be anonymous for openPaths, and never for a resource.
+func anonymousOutside(a authenticator.Request) authenticator.Request {
+	return authenticator.RequestFunc(func(r *http.Request) (*authenticator.Response, bool, error) {
+		if i, ok := apirequest.RequestInfoFrom(r.Context()); !ok || i.IsResourceRequest {
+			return nil, false, nil
+		}
+		if !slices.ContainsFunc(openPaths, func(p string) bool {
+			return r.URL.Path == p || p[len(p)-1] == '/' && strings.HasPrefix(r.URL.Path, p)
+		}) {
+			return nil, false, nil
+		}
+		return a.AuthenticateRequest(r)
+	})
+}
+
+// bootstrapSecrets is a view of the Secrets that are bootstrap tokens, and of no others.
+func bootstrapSecrets(client kubernetes.Interface) informers.SharedInformerFactory {
+	return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(metav1.NamespaceSystem), informers.WithTransform(dropManagedFields),
+		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+			o.FieldSelector = "type=" + string(corev1.SecretTypeBootstrapToken)
+		}))
 }
 
 // rememberCerts remembers successful checks of client certificates for a short time. Upstream

@@ -20,6 +20,7 @@ import (
 	"k8s.io/kubernetes/pkg/controlplane/controller/defaultservicecidr"
 	"k8s.io/kubernetes/pkg/controlplane/controller/legacytokentracking"
 	"k8s.io/kubernetes/pkg/controlplane/controller/systemnamespaces"
+	"k8s.io/kubernetes/pkg/serviceaccount"
 )
 
 // bootstrapRetry is the pause between attempts to write what every cluster has. The store has a
@@ -60,6 +61,11 @@ func (b *build) addHooks(s *genericapiserver.GenericAPIServer) error {
 			case <-b.nodePods.synced:
 			case <-h.Done():
 			}
+			return nil
+		},
+		"bootstrap-tokens": func(h genericapiserver.PostStartHookContext) error {
+			b.bootstrap.StartWithContext(h)
+			b.bootstrap.WaitForCacheSync(h.Done())
 			return nil
 		},
 		"skein-node-roles": func(h genericapiserver.PostStartHookContext) error {
@@ -119,24 +125,57 @@ func (b *build) patient(name string, hook genericapiserver.PostStartHookFunc, ag
 	}
 }
 
+// discoveryRole lets anybody see what the API serves, and the public keys of ServiceAccount tokens: what authentication leaves open to
+// anonymous requests (openPaths), which upstream's policy gives to the authenticated and to ServiceAccounts.
+const discoveryRole = "skein:public-discovery"
+
+func roles() []rbacv1.ClusterRole {
+	return []rbacv1.ClusterRole{{
+		ObjectMeta: metav1.ObjectMeta{Name: discoveryRole, Labels: map[string]string{"kubernetes.io/bootstrapping": "rbac-defaults"}},
+		Rules: []rbacv1.PolicyRule{{Verbs: []string{"get"},
+			NonResourceURLs: []string{"/api", "/api/*", "/apis", "/apis/*", serviceaccount.OpenIDConfigPath, serviceaccount.JWKSPath}}},
+	}}
+}
+
 // bindings are Skein's additions to upstream's bootstrap policy.
 func bindings() []rbacv1.ClusterRoleBinding {
-	bind := func(name, role string, s rbacv1.Subject) rbacv1.ClusterRoleBinding {
+	bind := func(name, role string, s ...rbacv1.Subject) rbacv1.ClusterRoleBinding {
 		return rbacv1.ClusterRoleBinding{
 			ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"kubernetes.io/bootstrapping": "rbac-defaults"}},
 			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
-			Subjects:   []rbacv1.Subject{s},
+			Subjects:   s,
 		}
+	}
+	group := func(name string) rbacv1.Subject {
+		return rbacv1.Subject{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: name}
 	}
 	return []rbacv1.ClusterRoleBinding{
 		// The datapath and DNS of a node follow all Services, EndpointSlices and nodes, as kube-proxy does.
-		bind("skein:node-proxier", "system:node-proxier", rbacv1.Subject{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: user.NodesGroup}),
+		bind("skein:node-proxier", "system:node-proxier", group(user.NodesGroup)),
 		// Logs, exec and the like go from here to the agents, who ask who may.
 		bind("skein:agent-client", "system:kubelet-api-admin", rbacv1.Subject{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: AgentClientUser}),
+		bind(discoveryRole, discoveryRole, group(user.AllUnauthenticated), group(user.AllAuthenticated)),
 	}
 }
 
+// ensureBindings writes them, and the roles that are Skein's own.
 func ensureBindings(ctx context.Context, client kubernetes.Interface) error {
+	for _, want := range roles() {
+		api := client.RbacV1().ClusterRoles()
+		have, err := api.Get(ctx, want.Name, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			if _, err = api.Create(ctx, &want, metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
+				err = nil
+			}
+		case err == nil && !equality.Semantic.DeepEqual(have.Rules, want.Rules):
+			have.Rules = want.Rules
+			_, err = api.Update(ctx, have, metav1.UpdateOptions{})
+		}
+		if err != nil {
+			return fmt.Errorf("ClusterRole %s: %w", want.Name, err)
+		}
+	}
 	api := client.RbacV1().ClusterRoleBindings()
 	for _, want := range bindings() {
 		have, err := api.Get(ctx, want.Name, metav1.GetOptions{})

@@ -67,6 +67,7 @@ type build struct {
 	stores    *store.Factory
 	agents    *agentDialer
 	nodePods  *podFeed
+	bootstrap informers.SharedInformerFactory // of bootstrap tokens
 	loopback  *loopback.Transport
 	client    kubernetes.Interface
 	informers informers.SharedInformerFactory
@@ -76,13 +77,14 @@ type build struct {
 	dialer    *transport.DialHolder // of Config.Dial; one, as connections are kept by it
 	self      *selfDoor
 	listener  *idleListener
+	log       requestLog
 	probe     *storeProbe
 }
 
 // newBuild makes what does not depend on the rest.
 func newBuild(ctx context.Context, cfg *Config, bridge *store.Bridge) (*build, error) {
 	capabilities.Setup(true, 0) // privileged pods are refused otherwise
-	b := &build{cfg: cfg, loopback: &loopback.Transport{}, resources: kinds.Resources(), tracer: noopoteltrace.NewTracerProvider()}
+	b := &build{cfg: cfg, log: requestLog{cfg.Logger, *cfg.RequestLog}, loopback: &loopback.Transport{}, resources: kinds.Resources(), tracer: noopoteltrace.NewTracerProvider()}
 	var err error
 	if b.clientCA, err = dynamiccertificates.NewStaticCAContent("client-ca", cfg.ClientCA); err != nil {
 		return nil, fmt.Errorf("client CA: %w", err)
@@ -107,6 +109,9 @@ func newBuild(ctx context.Context, cfg *Config, bridge *store.Bridge) (*build, e
 	b.informers = informers.NewSharedInformerFactoryWithOptions(b.client, 0, informers.WithTransform(dropManagedFields))
 	b.services = aggregatorapi.NewClusterIPServiceResolver(b.informers.Core().V1().Services().Lister())
 	b.generic.FlowControl = utilflowcontrol.New(b.informers, b.client.FlowcontrolV1(), b.generic.MaxRequestsInFlight+b.generic.MaxMutatingRequestsInFlight)
+	if b.log.enabled() {
+		b.generic.FlowControl = notedFlow{b.generic.FlowControl}
+	}
 	b.stores, err = store.New(ctx, cfg.Store, cfg.StorePrefix, b.generic.EffectiveVersion, b.resources, b.generic.StorageObjectCountTracker, bridge,
 		encrypt.New(cfg.Keys, cfg.Sealed...))
 	if err != nil {
@@ -132,6 +137,16 @@ func (b *build) genericConfig() *genericapiserver.Config {
 		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
 	c.LongRunningFunc = func(r *http.Request, i *apirequest.RequestInfo) bool {
 		return upstream(r, i) || slices.Contains(b.cfg.LongRunning, r.URL.Path)
+	}
+	c.MaxRequestsInFlight, c.MaxMutatingRequestsInFlight = b.cfg.Limits.Reads, b.cfg.Limits.Writes
+	c.MaxRequestBodyBytes = b.cfg.Limits.Body
+	watches := newWatchLimit(b.cfg.Limits, c.Serializer)
+	c.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler {
+		h = watches.bound(h)
+		if b.log.enabled() {
+			h = known(h)
+		}
+		return genericapiserver.DefaultBuildHandlerChain(h, c)
 	}
 	c.PublicAddress = b.cfg.AdvertiseIP.AsSlice()
 	c.ExternalAddress = netip.AddrPortFrom(b.cfg.AdvertiseIP, b.cfg.AdvertisePort).String()
@@ -162,7 +177,12 @@ func (b *build) chain(ctx context.Context) (*chain, error) {
 	if err := b.buildAuthentication(ctx); err != nil {
 		return nil, err
 	}
-	b.buildAuthorization()
+	if err := b.buildAuthorization(ctx); err != nil {
+		return nil, err
+	}
+	if err := b.cfg.Access.AuditOptions().ApplyTo(b.generic); err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
+	}
 	if err := b.buildAdmission(); err != nil {
 		return nil, err
 	}

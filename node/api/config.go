@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"skein.io/skein/gossip/identity"
+	"skein.io/skein/node/api/access"
 	"skein.io/skein/node/api/encrypt"
 	"skein.io/skein/node/api/store"
 )
@@ -60,9 +61,13 @@ type Config struct {
 	SAKey *ecdsa.PrivateKey
 	// OldSAKeys also verify ServiceAccount tokens: keys that were SAKey before. Default none.
 	OldSAKeys []crypto.PublicKey
+	// CAKey is the key of ClientCA's first certificate. RunLeaderHooks signs approved certificate requests with it. Default: they are not signed.
+	CAKey crypto.Signer
 	// Issuer is the issuer and the audience of ServiceAccount tokens.
-	// Default "https://kubernetes.default.svc.cluster.local".
+	// Default access.DefaultIssuer.
 	Issuer string
+	// Access are the files that say more about who may use the API, and about the audit log. Default: none.
+	Access access.Config
 
 	// FrontProxyCA signs the certificate by which aggregated API servers know this one; nothing else. The same on all replicas
 	// (identity.Authority.Derive).
@@ -110,6 +115,11 @@ type Config struct {
 	// Public are the same without authentication: each looks after itself.
 	Public map[string]http.Handler
 
+	// Limits bound what the server does at once. Default: see there.
+	Limits Limits
+	// RequestLog is the level of the line that each request is logged with. It costs nothing below Logger's level. Default debug.
+	RequestLog *slog.Level
+
 	// Logger gets what this package has to say. Upstream's parts log through klog. Default: nothing.
 	Logger *slog.Logger
 }
@@ -122,7 +132,7 @@ func (c *Config) setDefaults() {
 		c.StorePrefix = "/registry"
 	}
 	if c.Issuer == "" {
-		c.Issuer = "https://kubernetes.default.svc.cluster.local"
+		c.Issuer = access.DefaultIssuer
 	}
 	if !c.ServiceCIDR.IsValid() {
 		c.ServiceCIDR = netip.MustParsePrefix("10.96.0.0/16")
@@ -141,6 +151,10 @@ func (c *Config) setDefaults() {
 	}
 	if c.Dial == nil {
 		c.Dial = (&net.Dialer{Timeout: dialTimeout, KeepAlive: dialKeepAlive}).DialContext
+	}
+	c.Limits.setDefaults()
+	if c.RequestLog == nil {
+		c.RequestLog = ptr(slog.LevelDebug)
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -177,6 +191,11 @@ func (c *Config) Validate() error {
 	}
 	if c.FrontProxyCA == nil {
 		bad("FrontProxyCA is nil")
+	}
+	for _, err := range []error{c.Access.Validate(), c.Limits.Validate()} {
+		if err != nil {
+			errs = append(errs, err)
+		}
 	}
 	if c.KubeletClientCert == nil {
 		bad("KubeletClientCert is nil")

@@ -69,7 +69,9 @@ var cluster *fixture
 
 func TestMain(m *testing.M) {
 	// The testing package replaces os.Stderr when it runs (golang/go#33419), while the servers below log already.
-	klog.SetLogger(logr.Discard())
+	if os.Getenv("SKEIN_TEST_KLOG") == "" {
+		klog.SetLogger(logr.Discard())
+	}
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "api-test")
 		if err != nil {
@@ -139,7 +141,7 @@ func (f *fixture) config(node string) Config {
 	return Config{
 		NodeName: node, AdvertiseIP: netip.MustParseAddr("192.0.2.10"),
 		Store:    func(string) *etcdclient.Client { return f.store },
-		ClientCA: identity.EncodeCert(f.ca.Cert), SAKey: f.saKey, Keys: f.keys, FrontProxyCA: f.proxies, Dial: f.dial,
+		ClientCA: identity.EncodeCert(f.ca.Cert), CAKey: f.ca.Key, SAKey: f.saKey, Keys: f.keys, FrontProxyCA: f.proxies, Dial: f.dial,
 		KubeletClientCert: func() (*tls.Certificate, error) {
 			c, err := f.ca.IssueClient(AgentClientUser, nil, time.Hour, time.Now())
 			return &c, err

@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/kubernetes/pkg/controller/certificates/authority"
 	"k8s.io/kubernetes/pkg/controller/clusterroleaggregation"
 )
 
@@ -32,14 +33,19 @@ const (
 // RunLeaderHooks does what one server of the cluster at a time should do, until ctx ends: it keeps
 // the endpoints of Service default/kubernetes equal to Config.Replicas, fills aggregated ClusterRoles
 // (without that the roles admin, edit and view are empty), asks aggregated API servers whether they are available, keeps the tokens in
-// Secrets and checks the types in admission policies. It writes only when there is something to do. decorate is applied to the context of each request, as in Loopback.
+// Secrets, checks the types in admission policies, and approves, signs and clears away certificate requests. It writes only when there is
+// something to do. decorate is applied to the context of each request, as in Loopback.
 func (s *Server) RunLeaderHooks(ctx context.Context, decorate func(context.Context) context.Context) error {
 	client, err := kubernetes.NewForConfig(s.Loopback("skein-kubernetes-service", decorate))
 	if err != nil {
 		return fmt.Errorf("client of the leader: %w", err)
 	}
+	ca, err := newSigner(s.cfg)
+	if err != nil {
+		return fmt.Errorf("signer of certificate requests: %w", err)
+	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { aggregateRoles(ctx, client); return nil })
+	g.Go(func() error { runUpstream(ctx, client, ca); return nil })
 	g.Go(func() error { return s.watchAvailability(ctx, decorate) })
 	g.Go(func() error { return s.keepTokens(ctx, client) })
 	g.Go(func() error { return s.checkPolicies(ctx, client) })
@@ -47,12 +53,17 @@ func (s *Server) RunLeaderHooks(ctx context.Context, decorate func(context.Conte
 	return g.Wait()
 }
 
-// aggregateRoles has informers of its own, so that nothing of it is left when ctx ends.
-func aggregateRoles(ctx context.Context, client kubernetes.Interface) {
+// runUpstream runs upstream's controllers. They have informers of their own, so that nothing of them is left when ctx ends.
+func runUpstream(ctx context.Context, client kubernetes.Interface, ca *authority.CertificateAuthority) {
 	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields))
-	c := clusterroleaggregation.NewClusterRoleAggregation(f.Rbac().V1().ClusterRoles(), client.RbacV1())
+	roles := clusterroleaggregation.NewClusterRoleAggregation(f.Rbac().V1().ClusterRoles(), client.RbacV1())
+	wait := func() {}
+	if ca != nil {
+		wait = runCertificates(ctx, client, f, ca)
+	}
 	f.StartWithContext(ctx)
-	c.Run(ctx, 1)
+	roles.Run(ctx, 1)
+	wait()
 	f.Shutdown()
 }
 

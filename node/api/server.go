@@ -215,6 +215,9 @@ func (s *Server) Handler() http.Handler {
 // bounded ends requests with the server: upstream leaves long ones to the end of the process, which
 // goes on here.
 func (s *Server) bounded(h http.Handler) http.Handler {
+	if s.build.log.enabled() {
+		h = s.build.log.wrap(h)
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()

@@ -14,6 +14,8 @@ import (
 
 	"skein.io/skein/consensus/shard"
 	"skein.io/skein/gossip/identity"
+	"skein.io/skein/node/api"
+	"skein.io/skein/node/api/access"
 	"skein.io/skein/node/cri"
 )
 
@@ -74,6 +76,14 @@ type Config struct {
 	// StoreQuota bounds what each shard of the store may have in use, in MiB; it should be the same on all nodes. Default 2048,
 	// as etcd; negative: no bound.
 	StoreQuota int64
+	// Access are the files that say who may use the API, what admission does and what is audited, on this node while it serves the API. All
+	// nodes should have the same. Default: none.
+	Access access.Config
+	// Limits bound what the API of this node does at once. Default: see there.
+	Limits api.Limits
+	// RequestLog is the level of the line that each request to this node's API is logged with; lines below the Logger's level cost
+	// nothing. Default debug.
+	RequestLog *slog.Level
 	// Helper is the executable that is the runc shim and the CNI plugin. Default: skein-helper beside this executable.
 	Helper string
 	// Out gets what a person should read (the join line). Default: nowhere.
@@ -211,6 +221,11 @@ func (c *Config) Validate() error {
 		}
 	}
 	errs = append(errs, c.Backup.validate()...)
+	for _, err := range []error{c.Access.Validate(), c.Limits.Validate()} {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
 	if c.EvictionGrace < 0 {
 		bad("eviction grace %s: want zero or more", c.EvictionGrace)
 	}
