@@ -16,6 +16,7 @@ import (
 	"skein.io/skein/scheduler/controller/replicaset"
 	"skein.io/skein/scheduler/controller/serviceaccount"
 	"skein.io/skein/scheduler/controller/statefulset"
+	"skein.io/skein/scheduler/controller/ttl"
 )
 
 // Controllers lists everything that the leader runs beside placement. Adding
@@ -36,6 +37,7 @@ func Controllers() []NewController {
 		plain(endpoints.New),
 		plain(serviceaccount.New),
 		plain(quota.New),
+		plain(ttl.New),
 		plain(namespace.New),
 		plain(garbage.New),
 	}

@@ -24,6 +24,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apiextclient "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset/typed/apiextensions/v1"
 	apiextopenapi "k8s.io/apiextensions-apiserver/pkg/generated/openapi"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metainternal "k8s.io/apimachinery/pkg/apis/meta/internalversion"
@@ -364,3 +365,12 @@ func boltDefinitions(ref openapicommon.ReferenceCallback) map[string]openapicomm
 }
 
 func base64Of(b []byte) string { return base64.StdEncoding.EncodeToString(b) }
+
+func definitions(t *testing.T) apiextclient.CustomResourceDefinitionInterface {
+	t.Helper()
+	c, err := apiextclient.NewForConfig(cluster.as(cluster.servers[0], "admin", "system:masters"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.CustomResourceDefinitions()
+}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -19,15 +20,17 @@ import (
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/restmapper"
 	"k8s.io/kubernetes/pkg/quota/v1/evaluator/core"
-	"k8s.io/utils/clock"
 )
+
+// deviceLimit ends the names of limits of devices of a class.
+const deviceLimit = ".deviceclass.resource.k8s.io/devices"
 
 // countPage bounds one page of objects that are counted.
 const countPage = 500
 
 // QuotaUsage works out how much of a ResourceQuota is used, with Kubernetes' own
-// evaluators: of pods, services and claims from a shared view, of everything else
-// by counting names.
+// evaluators: of pods, services and claims (of volumes and of devices) from a shared
+// view, of everything else by counting names.
 type QuotaUsage struct {
 	special []quota.Evaluator
 	mapper  *restmapper.DeferredDiscoveryRESTMapper
@@ -38,16 +41,30 @@ type QuotaUsage struct {
 // before the view is started.
 func NewQuotaUsage(f informers.SharedInformerFactory, client kubernetes.Interface, objects metadata.Interface) *QuotaUsage {
 	lister := generic.ListerFuncForResourceFunc(f.ForResource)
-	for _, r := range []string{"pods", "services", "persistentvolumeclaims"} {
-		if inf, err := f.ForResource(corev1.SchemeGroupVersion.WithResource(r)); err == nil {
+	special, err := core.NewEvaluators(lister, f, nil)
+	if err != nil {
+		panic(fmt.Sprintf("api: quotas are set up twice on one view, or after its start: %v", err))
+	}
+	// The rest of them count, from informers of all Secrets and the like.
+	special = slices.DeleteFunc(special, func(e quota.Evaluator) bool { return viewed[e.GroupResource()] == (schema.GroupVersionResource{}) })
+	for _, gvr := range viewed {
+		if inf, err := f.ForResource(gvr); err == nil {
 			inf.Informer()
 		}
 	}
 	return &QuotaUsage{
-		special: []quota.Evaluator{core.NewPodEvaluator(lister, clock.RealClock{}), core.NewServiceEvaluator(lister), core.NewPersistentVolumeClaimEvaluator(lister)},
+		special: special,
 		mapper:  restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(client.Discovery())),
 		objects: objects,
 	}
+}
+
+// viewed are the kinds of which more counts than their number. What decides is in the shared view.
+var viewed = map[schema.GroupResource]schema.GroupVersionResource{
+	{Resource: "pods"}:                                        corev1.SchemeGroupVersion.WithResource("pods"),
+	{Resource: "services"}:                                    corev1.SchemeGroupVersion.WithResource("services"),
+	{Resource: "persistentvolumeclaims"}:                      corev1.SchemeGroupVersion.WithResource("persistentvolumeclaims"),
+	{Group: resourcev1.GroupName, Resource: "resourceclaims"}: resourcev1.SchemeGroupVersion.WithResource("resourceclaims"),
 }
 
 // legacyCounts are names from before count/ was there; upstream's.
@@ -72,6 +89,8 @@ func countedBy(limit corev1.ResourceName) (schema.GroupResource, bool) {
 func (u *QuotaUsage) Usage(ctx context.Context, q *corev1.ResourceQuota) (used corev1.ResourceList, counted bool, err error) {
 	evaluators := slices.Clone(u.special)
 	for limit := range q.Spec.Hard {
+		// Of claims of devices no change is announced: few clusters have any.
+		counted = counted || strings.HasSuffix(string(limit), deviceLimit) || limit == "count/resourceclaims.resource.k8s.io"
 		gr, ok := countedBy(limit)
 		if !ok || slices.ContainsFunc(u.special, func(e quota.Evaluator) bool { return e.GroupResource() == gr }) {
 			continue

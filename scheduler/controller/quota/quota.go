@@ -117,7 +117,7 @@ func (c *quotas) podChanged(old, cur *corev1.Pod) {
 	case cur == nil, controller.PodTerminal(cur) && !controller.PodTerminal(old),
 		(old.DeletionTimestamp == nil) != (cur.DeletionTimestamp == nil),
 		(old.Spec.ActiveDeadlineSeconds == nil) != (cur.Spec.ActiveDeadlineSeconds == nil),
-		!equality.Semantic.DeepEqual(requests(old), requests(cur)):
+		!equality.Semantic.DeepEqual(requests(old), requests(cur)), !equality.Semantic.DeepEqual(granted(old), granted(cur)):
 		c.wake(old.Namespace)
 	}
 	if cur != nil && cur.DeletionTimestamp != nil {
@@ -132,6 +132,19 @@ func requests(pod *corev1.Pod) (out []corev1.ResourceRequirements) {
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {
 			out = append(out, list[i].Resources)
+		}
+	}
+	return out
+}
+
+// granted is what containers have, which counts as long as a resize to less is under way.
+func granted(pod *corev1.Pod) (out []corev1.ResourceList) {
+	for _, list := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+		for i := range list {
+			if r := list[i].Resources; r != nil {
+				out = append(out, r.Requests)
+			}
+			out = append(out, list[i].AllocatedResources)
 		}
 	}
 	return out
