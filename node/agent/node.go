@@ -8,6 +8,7 @@ import (
 	"maps"
 	"runtime"
 	"sort"
+	"strings"
 	"sync"
 	"time"
 
@@ -252,7 +253,8 @@ func (r *nodeReporter) patchMeta(ctx context.Context) error {
 func (r *nodeReporter) patchStatus(ctx context.Context, want corev1.NodeStatus) error {
 	have := r.known.Status
 	next := have.DeepCopy()
-	next.Capacity, next.Allocatable, next.Addresses = want.Capacity, want.Allocatable, want.Addresses
+	next.Capacity, next.Allocatable = withExtended(have.Capacity, want.Capacity), withExtended(have.Capacity, want.Allocatable)
+	next.Addresses = want.Addresses
 	next.NodeInfo, next.DaemonEndpoints = want.NodeInfo, want.DaemonEndpoints
 	if r.images != nil {
 		next.Images = want.Images
@@ -280,6 +282,23 @@ func (r *nodeReporter) patchStatus(ctx context.Context, want corev1.NodeStatus) 
 	}
 	r.known = n
 	return nil
+}
+
+// withExtended adds to what the node has by itself the extended resources that others announced in its status, all of which can be
+// used (as kubelet's setters do).
+func withExtended(have, own corev1.ResourceList) corev1.ResourceList {
+	out := own.DeepCopy()
+	for name, q := range have {
+		if _, mine := own[name]; !mine && isExtended(name) {
+			out[name] = q.DeepCopy()
+		}
+	}
+	return out
+}
+
+// isExtended: the name has a domain, and not Kubernetes' own.
+func isExtended(name corev1.ResourceName) bool {
+	return strings.Contains(string(name), "/") && !strings.Contains(string(name), corev1.ResourceDefaultNamespacePrefix)
 }
 
 // mergeConditions puts the node's own conditions among those of others. An unchanged one keeps all its times: a heartbeat

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -305,5 +306,15 @@ func TestUpdateMakesVolumesStale(t *testing.T) {
 		if w.update(p, false); w.stale != c.stale {
 			t.Errorf("%s: stale is %v, want %v", name, w.stale, c.stale)
 		}
+	}
+}
+
+func TestWithExtended(t *testing.T) {
+	q := resource.MustParse
+	have := corev1.ResourceList{"cpu": q("1"), "example.com/fake": q("7"), "hugepages-2Mi": q("4Mi"), "kubernetes.io/x": q("1")}
+	own := corev1.ResourceList{"cpu": q("2")}
+	want := corev1.ResourceList{"cpu": q("2"), "example.com/fake": q("7")}
+	if got := withExtended(have, own); !apiequality.Semantic.DeepEqual(got, want) || len(own) != 1 {
+		t.Errorf("%v, want %v", got, want)
 	}
 }

@@ -35,6 +35,7 @@ type options struct {
 	Bin     string        `help:"Directory of skein, skein-helper and kubectl." type:"path" default:"bin"`
 	Suite   string        `help:"Directory that suite/build.sh filled." type:"path" default:"out/conformance"`
 	Report  string        `help:"Directory for the logs of tests and nodes." type:"path" default:"out/conformance/report"`
+	Images  bool          `help:"Serve the tests' images. Without them only tests that run no container pass." default:"true" negatable:""`
 	Keep    bool          `help:"Leave the cluster up, to look at it (skein-lab -l conform), and use the one that is up."`
 	NodeEnv []string      `help:"Settings of the nodes (SKEIN_NAME=VALUE)." sep:"none"`
 }
@@ -132,8 +133,10 @@ func (o *options) form(ctx context.Context, lab *cluster.Cluster) error {
 		return err
 	}
 	registry := out.IP().String() + ":" + registryPort
-	if err := out.Start(ctx, nil, filepath.Join(o.Suite, "registry"), "serve", "-layout", filepath.Join(o.Suite, "images"), "-addr", registry); err != nil {
-		return err
+	if o.Images {
+		if err := out.Start(ctx, nil, filepath.Join(o.Suite, "registry"), "serve", "-layout", filepath.Join(o.Suite, "images"), "-addr", registry); err != nil {
+			return err
+		}
 	}
 	env := append([]string{"SKEIN_INSECURE_REGISTRY=" + registry}, o.NodeEnv...)
 	line := []string{filepath.Join(o.Bin, "skein"), "up"}
