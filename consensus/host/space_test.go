@@ -1,7 +1,6 @@
 package host_test
 
 import (
-	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -12,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	bolt "go.etcd.io/bbolt"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -217,7 +215,7 @@ func TestCorruptReplica(t *testing.T) {
 		return err
 	})
 	c.Nodes[victim].Stop()
-	spoil(t, filepath.Join(dirs[victim], fmt.Sprintf("shard-1-replica-%d", replica)), "unmistakable")
+	storetest.Spoil(t, filepath.Join(dirs[victim], fmt.Sprintf("shard-1-replica-%d", replica)), "unmistakable")
 	c.Nodes[victim].Start()
 	begin := time.Now()
 	for i := 0; ; i++ {
@@ -239,35 +237,6 @@ func TestCorruptReplica(t *testing.T) {
 		if s := systemShard(c, node); node != victim && (!s.Ready || len(s.Alarms) > 1) {
 			t.Errorf("node %d: ready %v, alarms %v", node, s.Ready, s.Alarms)
 		}
-	}
-}
-
-// spoil changes one letter of a value in a database.
-func spoil(t *testing.T, dir, value string) {
-	t.Helper()
-	names, err := filepath.Glob(filepath.Join(dir, "db.*"))
-	if err != nil || len(names) != 1 {
-		t.Fatalf("databases in %s: %v, %v", dir, names, err)
-	}
-	db, err := bolt.Open(names[0], 0o600, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	found := 0
-	err = db.Update(func(tx *bolt.Tx) error {
-		b := tx.Bucket([]byte("key"))
-		return b.ForEach(func(k, v []byte) error {
-			if i := bytes.Index(v, []byte(value)); i >= 0 {
-				found++
-				v = bytes.Clone(v)
-				v[i] ^= 1
-				return b.Put(bytes.Clone(k), v)
-			}
-			return nil
-		})
-	})
-	if err = errors.Join(err, db.Close()); err != nil || found != 1 {
-		t.Fatalf("%d values changed, %v", found, err)
 	}
 }
 

@@ -29,6 +29,9 @@ type Member struct {
 	Node       string // its name, as Config.Name says
 }
 
+// Corrupt is the kind of alarm of a replica whose data differs from that of the others.
+const Corrupt = "CORRUPT"
+
 // Alarm of a shard.
 type Alarm struct {
 	// Kind is NOSPACE: the shard refuses what makes it grow; or CORRUPT: the data of

@@ -98,18 +98,22 @@ func (m *Manager) gather(ctx context.Context, s shard.Shard, answers *states) *f
 		f.in.Nodes[i].Leaving = f.in.Nodes[i].Leaving || leaving[f.in.Nodes[i].ID]
 	}
 	var leader, newest uint64
+	corrupt := map[uint64]bool{}
 	for _, st := range m.cfg.Store.Status() {
 		if st.Shard == s.Name {
 			// As of the linearizable look at the membership, and before the answers, so
 			// that load does not look like lag.
 			leader, newest = st.Leader.Replica, st.Applied
+			for _, a := range st.Alarms {
+				corrupt[a.Replica] = corrupt[a.Replica] || a.Kind == host.Corrupt
+			}
 		}
 	}
 	for id, node := range ms.Voters {
-		f.in.Replicas = append(f.in.Replicas, Replica{ID: id, Node: node, Voter: true, Leader: id == leader})
+		f.in.Replicas = append(f.in.Replicas, Replica{ID: id, Node: node, Voter: true, Leader: id == leader, Corrupt: corrupt[id]})
 	}
 	for id, node := range ms.NonVoters {
-		f.in.Replicas = append(f.in.Replicas, Replica{ID: id, Node: node})
+		f.in.Replicas = append(f.in.Replicas, Replica{ID: id, Node: node, Corrupt: corrupt[id]})
 	}
 	m.probe(f, newest)
 	return f

@@ -34,7 +34,10 @@ type fleet struct {
 	voter map[string]members.Preference // by NodeHostID
 }
 
-func newFleet(t *testing.T, n int, zones ...string) *fleet {
+func newFleet(t *testing.T, n int, zones ...string) *fleet { return newFleetOf(t, n, nil, zones...) }
+
+// newFleetOf nodes with another configuration.
+func newFleetOf(t *testing.T, n int, tune func(*host.Config), zones ...string) *fleet {
 	f := &fleet{t: t, known: 1, state: map[string]members.State{}, since: map[string]time.Time{}, zones: zones, disk: map[int]time.Duration{}, voter: map[string]members.Preference{}, stops: make([]func(), n), mgr: make([]*members.Manager, n)}
 	f.c = storetest.New(t, n, func(i int, cfg *host.Config) {
 		cfg.Disk = host.DiskRules{Interval: 100 * time.Millisecond, SlowFor: 300 * time.Millisecond}
@@ -49,6 +52,9 @@ func newFleet(t *testing.T, n int, zones ...string) *fleet {
 			if err := r.Clear(ctx); err != nil && !errors.Is(err, host.ErrClosed) {
 				t.Errorf("node %d: %v", i, err)
 			}
+		}
+		if tune != nil {
+			tune(cfg)
 		}
 	})
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

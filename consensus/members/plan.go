@@ -75,6 +75,8 @@ type Replica struct {
 	// Running: its node answers that it runs it. CaughtUp: and that it has applied
 	// what the leader has, but for a moment's writes.
 	Running, CaughtUp bool
+	// Corrupt: its data differs from that of most others (the shard's CORRUPT alarm).
+	Corrupt bool
 	// NotRunningFor is how long it has not been running, 0 if it is. BehindFor is
 	// how long it has been running without catching up.
 	NotRunningFor, BehindFor time.Duration
@@ -295,6 +297,21 @@ func (p *planner) gone(m *member) bool {
 // settled: alive for long enough to be given something.
 func (p *planner) settled(m *member) bool {
 	return m.known && m.State == Alive && m.For >= p.policy.JoinAfter
+}
+
+// agreeing is how many replicas that are alike it takes to make another one anew: with one
+// alone nobody can tell which of the two is right, and what is deleted may be the last good
+// copy.
+const agreeing = 2
+
+// spoiled: its data differs from that of enough others, from which it can be made anew.
+func (p *planner) spoiled(m *member) bool {
+	return m.Replica != nil && m.Corrupt && m.up() && p.settled(m) && len(p.sound()) >= agreeing
+}
+
+// sound are the replicas that have what the leader has.
+func (p *planner) sound() []*member {
+	return p.filter(func(m *member) bool { return m.Replica != nil && m.Running && m.CaughtUp && !m.Corrupt })
 }
 
 func (p *planner) filter(keep func(*member) bool) (out []*member) {

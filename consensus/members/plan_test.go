@@ -84,7 +84,7 @@ func (s *sim) input() Input {
 		r := s.replicas[id]
 		x := r.Replica
 		x.Running = s.running(r)
-		x.CaughtUp = x.Running && r.rounds >= 3
+		x.CaughtUp = x.Running && r.rounds >= 3 && !r.Corrupt
 		x.NotRunningFor = time.Duration(r.down) * time.Second
 		if x.Running && !x.CaughtUp {
 			x.BehindFor = time.Duration(r.rounds+1) * time.Second
@@ -101,6 +101,24 @@ func (s *sim) ids() (out []uint64) {
 	}
 	slices.Sort(out)
 	return out
+}
+
+func (s *sim) sound() (n int) {
+	for _, r := range s.replicas {
+		if s.running(r) && r.rounds >= 3 && !r.Corrupt {
+			n++
+		}
+	}
+	return n
+}
+
+// spoil the replicas on some nodes.
+func (s *sim) spoil(names ...string) {
+	for _, r := range s.replicas {
+		if slices.Contains(names, strings.TrimPrefix(r.Node, "id-")) {
+			r.Corrupt = true
+		}
+	}
 }
 
 func (s *sim) voters() (all, up int) {
@@ -177,6 +195,9 @@ func (s *sim) apply(st Step) {
 	all, up := s.voters()
 	if st.Reason == "" {
 		s.fail("a step without a reason: %+v", st)
+	}
+	if strings.HasSuffix(st.Reason, anew) && s.sound() < agreeing {
+		s.fail("what may be the last good copy is deleted: %+v", st)
 	}
 	r := s.replicas[st.Replica]
 	switch st.Action {
@@ -291,6 +312,7 @@ func TestPlan(t *testing.T) {
 			}
 		}
 	}
+	spoil := func(names ...string) func(*sim) { return func(s *sim) { s.spoil(names...) } }
 	leave := func(name string) func(*sim) { return func(s *sim) { s.named(name).Leaving = true } }
 	type stage struct {
 		do      func(*sim)
@@ -329,6 +351,11 @@ func TestPlan(t *testing.T) {
 		{"label prefer", []stage{{joinAll("b", "c", "d"), "abc/d", "", ""}, {func(s *sim) { s.named("d").Node.Voter = Prefer }, "abd/c", "", ""}}},
 		{"spread over zones", []stage{{joinAll("b", "c"), "abc/", "", ""}, {func(s *sim) { s.join("d", "z2", NoPreference) }, "abd/c", "", ""}}},
 		{"gossip says left", []stage{{joinAll("b", "c", "d"), "abc/d", "", ""}, {func(s *sim) { s.set("b", false); s.named("b").State = Left }, "acd/", "", ""}}},
+		{"other data on a voter", []stage{{joinAll("b", "c"), "abc/", "", ""}, {spoil("b"), "abc/", "", ""}}},
+		{"other data on the leader", []stage{{joinAll("b", "c", "d"), "abc/d", "", ""}, {spoil("a"), "bcd/a", "", ""}}},
+		{"other data on a spare", []stage{{joinAll("b", "c", "d"), "abc/d", "", ""}, {spoil("d"), "abc/d", "", ""}}},
+		{"other data on two of five", []stage{{joinAll("b", "c", "d", "e"), "abc/de", "", ""}, {spoil("a", "b"), "cde/ab", "", ""}}},
+		{"two that differ", []stage{{joinAll("b"), "a/b", "", ""}, {spoil("b"), "a/b", "other replicas that agree", ""}, {joinAll("c"), "abc/", "", ""}}},
 		{"voter loses its disk", []stage{{joinAll("b", "c"), "abc/", "", ""}, {func(s *sim) {
 			for _, r := range s.replicas {
 				if r.Node == "id-b" {
@@ -345,6 +372,11 @@ func TestPlan(t *testing.T) {
 				d := s.settle()
 				if s.shape() != st.shape {
 					s.fail("stage %d: voters/spares are %s, want %s; blocked: %v", i, s.shape(), st.shape, d.Blocked)
+				}
+				for _, r := range s.replicas {
+					if r.Corrupt && st.blocked == "" {
+						s.fail("stage %d: replica %d is as it was; blocked: %v", i, r.ID, d.Blocked)
+					}
 				}
 				if st.blocked != "" && !strings.Contains(strings.Join(d.Blocked, "\n"), st.blocked) {
 					s.fail("stage %d: reason %q not in %q", i, st.blocked, d.Blocked)
@@ -410,6 +442,9 @@ func TestPlanProperties(t *testing.T) {
 			}
 		}
 		d := s.settle()
+		if strings.Contains(strings.Join(d.Blocked, "\n"), "other replicas that agree") {
+			continue // those that did have died: it waits for people
+		}
 		all, up := s.voters()
 		eligible := 0
 		for _, n := range s.nodes {
@@ -473,6 +508,17 @@ func (s *sim) event(rnd *rand.Rand, step int) {
 		n := pick()
 		if n.up {
 			n.State, n.since = Alive, 0
+		}
+	case 13:
+		spoiled := 0
+		for _, r := range s.replicas {
+			if r.Corrupt {
+				spoiled++
+			}
+		}
+		if n := pick(); 2*(spoiled+1) < len(s.replicas) { // what most have is what is right
+			s.spoil(n.Name)
+			s.trace = append(s.trace, "spoil "+n.Name)
 		}
 	case 12:
 		for range 35 { // let the stabilisation time pass

@@ -25,6 +25,7 @@ func (p *planner) next() Step {
 		p.block("%d of %d voters are reachable (%s): without a majority nothing can be changed", len(up), len(voters), names(up))
 		return Step{}
 	}
+	p.explainSpoiled()
 	for _, try := range []func() (Step, bool){p.cleanUp, p.promote, p.retire, p.start, p.add, p.unburden} {
 		if s, ok := try(); ok {
 			return s
@@ -38,6 +39,8 @@ func (p *planner) next() Step {
 func (p *planner) cleanUp() (Step, bool) {
 	for _, m := range p.filter(func(m *member) bool { return m.Replica != nil && !m.votes() && !p.held(m) }) {
 		switch {
+		case p.spoiled(m):
+			return p.step(Remove, m, "%s: %s", m.Name, anew), true
 		case m.goes() && m.Leaving:
 			return p.step(Remove, m, "%s is leaving", m.Name), true
 		case m.known && m.goes():
@@ -63,8 +66,10 @@ func (p *planner) replaceable() bool {
 }
 
 // held: it votes in the system shard, so it may have to lead the cluster at any
-// moment, which takes a replica of every shard. What is lost cannot be held.
-func (p *planner) held(m *member) bool { return p.in.Held[m.Node.ID] && !p.lost(m) }
+// moment, which takes a replica of every shard. What is lost or spoiled cannot be held.
+func (p *planner) held(m *member) bool {
+	return p.in.Held[m.Node.ID] && !p.lost(m) && !p.spoiled(m)
+}
 
 // heirs are spares that are to vote and can at once.
 func (p *planner) heirs() []*member {
@@ -74,10 +79,12 @@ func (p *planner) heirs() []*member {
 }
 
 // surplus are voters to remove: those that the goal does not have, and those
-// that are lost although their node is alive, which gets a new replica then. The
-// unreachable come first, then those that leave.
+// that are lost or spoiled although their node is alive, which gets a new replica
+// then. The unreachable come first, then those that leave.
 func (p *planner) surplus() []*member {
-	s := p.filter(func(m *member) bool { return m.votes() && !p.held(m) && (!p.goal[m.Node.ID] || p.lost(m)) })
+	s := p.filter(func(m *member) bool {
+		return m.votes() && !p.held(m) && (!p.goal[m.Node.ID] || p.lost(m) || p.spoiled(m))
+	})
 	slices.SortStableFunc(s, func(a, b *member) int {
 		return cmp.Or(first(!a.up(), !b.up()), first(a.goes(), b.goes()))
 	})
@@ -149,7 +156,7 @@ func (p *planner) retire() (Step, bool) {
 		return Step{}, false
 	}
 	if m.Leader {
-		to := p.filter(func(o *member) bool { return o != m && o.votes() && o.up() && p.goal[o.Node.ID] })
+		to := p.filter(func(o *member) bool { return o != m && o.votes() && o.up() && p.goal[o.Node.ID] && !o.Corrupt })
 		if len(to) == 0 {
 			p.block("%s leads and is to be removed, but no other voter is reachable", m.Name)
 			return Step{}, false
@@ -170,8 +177,13 @@ func (p *planner) replaced(m *member, left, heirs int) bool {
 	return left+heirs >= min(len(p.goal), left+1)
 }
 
+// anew is why a spoiled replica goes.
+const anew = "its data differs from that of the other replicas; it is made anew from them"
+
 func (p *planner) whyNot(m *member) string {
 	switch {
+	case p.spoiled(m):
+		return anew
 	case m.goes() && m.Leaving:
 		return "it is leaving"
 	case !m.known || m.State == Left:
@@ -184,6 +196,16 @@ func (p *planner) whyNot(m *member) string {
 		return fmt.Sprintf("it has not been reachable for %v", short(m.NotRunningFor))
 	}
 	return p.whySpare(m)
+}
+
+// explainSpoiled says why replicas with other data than the others stay.
+func (p *planner) explainSpoiled() {
+	for _, m := range p.filter(func(m *member) bool { return m.Replica != nil && m.Corrupt && !p.spoiled(m) }) {
+		if sound := p.sound(); len(sound) < agreeing {
+			p.block("the data of the replica on %s differs from that of the leader, and it takes %d other replicas that agree to make it anew (%s): add a node, or take %s out of the cluster and let it join again",
+				m.Name, agreeing, cmp.Or(names(sound), "there is none"), m.Name)
+		}
+	}
 }
 
 // explainMissing says why unreachable voters stay.

@@ -8,9 +8,11 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
-// commandVersion is the first byte of every command in the log. A cluster
-// proposes at the level of its oldest member, so a replica meets a newer version
-// only when that rule was broken.
+// commandVersion is the first byte of every command in the log. Whoever adds a kind of
+// command, or makes one do something else, raises it for that kind alone, together with
+// identity.ProtocolLevel, and proposes it only once every member announces that level: the
+// others write what all understand. A replica that meets a newer version, or a kind that
+// it does not know, stops, since leaving out what others apply would let them drift apart.
 const commandVersion byte = 1
 
 // Kind says what a command does.
@@ -64,7 +66,7 @@ var (
 	// ErrBadCommand is the result of a command that cannot be decoded or asks for
 	// something impossible. Such a command changes nothing.
 	ErrBadCommand = errors.New("mvcc: malformed command")
-	// ErrNewerCommand is returned for a command of a version above ours. It is
+	// ErrNewerCommand is returned for a command of a version or kind above ours. It is
 	// the one case in which a replica must stop: skipping what newer members
 	// apply would let the replicas drift apart.
 	ErrNewerCommand = errors.New("mvcc: command of a newer version than this binary knows")
@@ -151,7 +153,7 @@ func Decode(b []byte) (Command, error) {
 			return Command{}, fmt.Errorf("%w: fence command", ErrBadCommand)
 		}
 	default:
-		return Command{}, fmt.Errorf("%w: kind %d", ErrBadCommand, c.Kind)
+		return Command{}, fmt.Errorf("%w: kind %d; upgrade this node", ErrNewerCommand, c.Kind)
 	}
 	return c, nil
 }

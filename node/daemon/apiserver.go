@@ -201,8 +201,8 @@ func alarmOf(s host.ShardStatus) error {
 		switch {
 		case a.Kind == "NOSPACE":
 			return fmt.Errorf("the shard is full: %.1f MiB are in use, the limit is %.1f MiB; only deletions are accepted until there is room", float64(s.SizeInUse)/(1<<20), float64(s.Quota)/(1<<20))
-		case a.Kind == "CORRUPT" && a.Replica == s.Replica:
-			return errors.New("the data of this node's replica differs from that of the others: it is not used; take the node out of the cluster and let it join again")
+		case a.Kind == host.Corrupt && a.Replica == s.Replica:
+			return errors.New("the data of this node's replica differs from that of the others: it is not used, and made anew from two others that agree; where there are none, take the node out of the cluster and let it join again")
 		}
 	}
 	return nil
