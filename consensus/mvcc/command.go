@@ -152,6 +152,8 @@ func Decode(b []byte) (Command, error) {
 		if !next(&c.Term) || len(b) != 0 {
 			return Command{}, fmt.Errorf("%w: fence command", ErrBadCommand)
 		}
+	case 0:
+		return Command{}, fmt.Errorf("%w: kind 0", ErrBadCommand)
 	default:
 		return Command{}, fmt.Errorf("%w: kind %d; upgrade this node", ErrNewerCommand, c.Kind)
 	}

@@ -519,9 +519,13 @@ func TestClosed(t *testing.T) {
 func TestNewerCommandStopsTheReplica(t *testing.T) {
 	m, _ := open(t, t.TempDir())
 	defer m.Close()
-	_, err := m.Update([]dsm.Entry{{Index: 1, Cmd: []byte{commandVersion + 1, 1, 2, 3}}})
-	if !errors.Is(err, ErrNewerCommand) {
-		t.Errorf("%v", err)
+	for _, cmd := range [][]byte{{commandVersion + 1, 1, 2, 3}, {commandVersion, byte(KindRelease) + 1, 2, 3}} {
+		if _, err := m.Update([]dsm.Entry{{Index: 1, Cmd: cmd}}); !errors.Is(err, ErrNewerCommand) {
+			t.Errorf("%x: %v", cmd, err)
+		}
+	}
+	if _, err := m.Update([]dsm.Entry{{Index: 1, Cmd: []byte{commandVersion, 0, 1}}}); err != nil { // nobody ever wrote it
+		t.Error(err)
 	}
 }
 
