@@ -19,20 +19,22 @@ const (
 	// behind another one's system call, waits so much longer at most.
 	monitorSlack = 200_000
 	// busyRate of allocation, in bytes a second, is from where on a process counts as
-	// busy: its collector then runs every busyAlloc bytes or less often.
-	busyRate  = 16 << 20
-	busyAlloc = 32 << 20
-	maxGC     = 400 // percent
+	// busy. An idle node is far below.
+	busyRate = 4 << 20
+	maxGC    = 400 // percent
+	// calmAfter is for how long there must be no collection for the load to be over.
+	calmAfter = 5 * time.Second
 )
 
 // Tune fits Go's runtime to a process that runs a Host: its monitor thread wakes up
-// less often, and under load the collector does, at the price of up to 32 MiB, which
-// go back when the load ends. gcPercent is what GOGC would be without load; 0 leaves
-// the collector as it is. To be called once, early.
-func Tune(gcPercent int) error {
+// less often, and under load the collector does: once for so many bytes that are
+// allocated (busyAlloc), or less often. That is also how much more memory it takes
+// under load; it goes back when the load ends. gcPercent is what GOGC would be without
+// load; 0 leaves the collector as it is. To be called once, early.
+func Tune(gcPercent int, busyAlloc uint64) error {
 	if gcPercent > 0 {
 		debug.SetGCPercent(gcPercent)
-		pacing.Do((&gcPacer{base: gcPercent, now: gcPercent, at: time.Now()}).arm)
+		pacing.Do((&gcPacer{base: gcPercent, now: gcPercent, busyAlloc: busyAlloc, at: time.Now()}).arm)
 	}
 	return calmMonitor()
 }
@@ -61,7 +63,10 @@ var pacing sync.Once
 
 // gcPacer looks at the heap after each collection.
 type gcPacer struct {
-	base, now int // percent
+	mu        sync.Mutex // guards the rest
+	base, now int        // percent
+	busyAlloc uint64
+	calm      *time.Timer // nil: the process has not been busy yet
 	at        time.Time
 	allocated uint64
 }
@@ -72,12 +77,38 @@ func (p *gcPacer) arm() {
 	runtime.SetFinalizer(&struct{ _ [16]byte }{}, func(any) {
 		s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/heap/allocs:bytes"}}
 		metrics.Read(s)
+		p.mu.Lock()
 		if next := p.next(time.Now(), s[0].Value.Uint64(), s[1].Value.Uint64()); next != p.now {
 			p.now = next
 			debug.SetGCPercent(next)
 		}
+		p.relaxLater()
+		p.mu.Unlock()
 		p.arm()
 	})
+}
+
+// relaxLater has memory given back when there was no collection for a while: with a
+// percentage for load, the next would be minutes away. The caller has the lock.
+func (p *gcPacer) relaxLater() {
+	switch {
+	case p.now == p.base:
+		if p.calm != nil {
+			p.calm.Stop()
+		}
+	case p.calm == nil:
+		p.calm = time.AfterFunc(calmAfter, p.relax)
+	default:
+		p.calm.Reset(calmAfter)
+	}
+}
+
+func (p *gcPacer) relax() {
+	p.mu.Lock()
+	p.now = p.base
+	debug.SetGCPercent(p.base)
+	p.mu.Unlock()
+	debug.FreeOSMemory()
 }
 
 // next is the percentage from now on, when so many bytes of the heap are live and so
@@ -88,7 +119,7 @@ func (p *gcPacer) next(now time.Time, live, allocated uint64) int {
 	if rate < busyRate {
 		return p.base
 	}
-	want := max(p.base, min(maxGC, int(busyAlloc*100/max(live, 1))))
+	want := max(p.base, min(maxGC, int(p.busyAlloc*100/max(live, 1))))
 	if d := want - p.now; p.now > p.base && d < p.now/4 && -d < p.now/4 {
 		return p.now
 	}

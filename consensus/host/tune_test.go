@@ -9,7 +9,7 @@ import (
 
 func TestPaceOfTheCollector(t *testing.T) {
 	at := time.Unix(100, 0)
-	p := &gcPacer{base: 50, now: 50, at: at}
+	p := &gcPacer{base: 50, now: 50, busyAlloc: 32 << 20, at: at}
 	allocated := uint64(0)
 	for _, c := range []struct {
 		name        string

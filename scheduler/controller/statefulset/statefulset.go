@@ -16,6 +16,7 @@ package statefulset
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -27,6 +28,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 	appslisters "k8s.io/client-go/listers/apps/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
@@ -291,7 +293,12 @@ func (c *statefulSets) create(ctx context.Context, key string, set *appsv1.State
 }
 
 func (c *statefulSets) repair(ctx context.Context, key string, set *appsv1.StatefulSet, pod *corev1.Pod) error {
-	upd, err := c.Client.CoreV1().Pods(pod.Namespace).Update(ctx, pod, metav1.UpdateOptions{})
+	// The view does not have all of the pod.
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": pod.UID, "labels": pod.Labels}})
+	if err != nil {
+		return fmt.Errorf("labels of Pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	upd, err := c.Client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.MergePatchType, patch, metav1.PatchOptions{})
 	switch {
 	case err == nil:
 		c.ledgers[0].Wrote(key, upd, c.Clock.Now())

@@ -101,7 +101,7 @@ func run(ctx context.Context, o options) error {
 	if os.Getenv("GOGC") != "" {
 		percent = 0
 	}
-	if err := host.Tune(percent); err != nil {
+	if err := host.Tune(percent, 32<<20); err != nil {
 		fmt.Fprintln(os.Stderr, "skein-store: tune the runtime:", err)
 	}
 	h, err := host.New(host.Config{
