@@ -24,6 +24,9 @@ const (
 	maxGC    = 400 // percent
 	// calmAfter is for how long there must be no collection for the load to be over.
 	calmAfter = 5 * time.Second
+	// startFor is how long a process starts. Its garbage does not count as load: between
+	// it lies what stays, and the pages that they share never become free.
+	startFor = 20 * time.Second
 )
 
 // Tune fits Go's runtime to a process that runs a Host: its monitor thread wakes up
@@ -34,7 +37,7 @@ const (
 func Tune(gcPercent int, busyAlloc uint64) error {
 	if gcPercent > 0 {
 		debug.SetGCPercent(gcPercent)
-		pacing.Do((&gcPacer{base: gcPercent, now: gcPercent, busyAlloc: busyAlloc, at: time.Now()}).arm)
+		pacing.Do((&gcPacer{base: gcPercent, now: gcPercent, busyAlloc: busyAlloc, started: time.Now(), at: time.Now()}).arm)
 	}
 	return calmMonitor()
 }
@@ -66,6 +69,7 @@ type gcPacer struct {
 	mu        sync.Mutex // guards the rest
 	base, now int        // percent
 	busyAlloc uint64
+	started   time.Time
 	calm      *time.Timer // nil: the process has not been busy yet
 	at        time.Time
 	allocated uint64
@@ -92,10 +96,7 @@ func (p *gcPacer) arm() {
 // percentage for load, the next would be minutes away. The caller has the lock.
 func (p *gcPacer) relaxLater() {
 	switch {
-	case p.now == p.base:
-		if p.calm != nil {
-			p.calm.Stop()
-		}
+	case p.now == p.base: // what it had in use before is still to be given back
 	case p.calm == nil:
 		p.calm = time.AfterFunc(calmAfter, p.relax)
 	default:
@@ -116,7 +117,7 @@ func (p *gcPacer) relax() {
 func (p *gcPacer) next(now time.Time, live, allocated uint64) int {
 	rate := float64(allocated-p.allocated) / max(now.Sub(p.at).Seconds(), 1e-3)
 	p.at, p.allocated = now, allocated
-	if rate < busyRate {
+	if rate < busyRate || now.Sub(p.started) < startFor {
 		return p.base
 	}
 	want := max(p.base, min(maxGC, int(p.busyAlloc*100/max(live, 1))))
