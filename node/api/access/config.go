@@ -96,11 +96,6 @@ func (c Config) WithDefaults() Config {
 func (c Config) Validate() error {
 	c.setDefaults()
 	var errs []error
-	add := func(what, file string, err error) {
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s %s: %w", what, file, err))
-		}
-	}
 	for _, f := range []struct {
 		what, path string
 		check      func() error
@@ -117,7 +112,9 @@ func (c Config) Validate() error {
 		case !filepath.IsAbs(f.path):
 			errs = append(errs, fmt.Errorf("%s %q: want an absolute path", f.what, f.path))
 		default:
-			add(f.what, f.path, flat(f.check()))
+			for _, err := range flat(f.check()) {
+				errs = append(errs, fmt.Errorf("%s %s: %w", f.what, f.path, err))
+			}
 		}
 	}
 	for _, err := range c.AdmissionOptions().Validate() {
@@ -151,13 +148,23 @@ func (a Audit) validate() (errs []error) {
 	return errs
 }
 
-// flat makes one line each of upstream's aggregates.
-func flat(err error) error {
+// flat takes upstream's aggregates, and joined errors, apart.
+func flat(err error) (out []error) {
 	var all utilerrors.Aggregate
-	if errors.As(err, &all) {
-		return errors.Join(utilerrors.Flatten(all).Errors()...)
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range joined.Unwrap() {
+			out = append(out, flat(e)...)
+		}
+		return out
 	}
-	return err
+	switch {
+	case err == nil:
+	case errors.As(err, &all):
+		out = utilerrors.Flatten(all).Errors()
+	default:
+		out = []error{err}
+	}
+	return out
 }
 
 // AuthenticationOptions are upstream's, for a server with this issuer of ServiceAccount tokens. Client certificates and anonymous
@@ -262,8 +269,8 @@ func (c Config) admission() error {
 				err = ierr
 			}
 		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("plugins[%s]: %w", name, err))
+		for _, e := range flat(err) {
+			errs = append(errs, fmt.Errorf("plugins[%s]: %s", name, e)) // nothing to take apart any more
 		}
 	}
 	return errors.Join(errs...)
