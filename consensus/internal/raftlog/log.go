@@ -73,6 +73,7 @@ type DB struct {
 	end     int64 // where the next record goes in the newest segment
 	ended   bool  // the newest segment takes no more
 	rotated bool  // a segment was begun since the last collect
+	records int   // that replay found in the newest segment
 	broken  error
 	pending map[raftio.NodeInfo]bool // commit indexes that are not on disk
 	spare   spareFile
@@ -90,8 +91,9 @@ type DB struct {
 
 var _ raftio.ILogDB = (*DB)(nil)
 
-// Open reads the log in dir, which is made when missing, and begins a new segment.
-// It returns ErrCorrupt when the log lacks something.
+// Open reads the log in dir, which is made when missing, and begins a new segment,
+// unless the newest holds nothing but its checkpoint: a process that dies soon after every
+// start must not fill the disk. It returns ErrCorrupt when the log lacks something.
 func Open(dir string, cfg Factory) (*DB, error) {
 	if cfg.SegmentBytes == 0 {
 		cfg.SegmentBytes = defaultSegment
@@ -108,7 +110,11 @@ func Open(dir string, cfg Factory) (*DB, error) {
 	d := &DB{dir: dir, cfg: cfg, log: cfg.Logger, nodes: map[raftio.NodeInfo]*node{}, pending: map[raftio.NodeInfo]bool{}}
 	d.spare = spareFile{dir: dir, size: cfg.SegmentBytes, log: d.log}
 	err := d.replay()
-	if err == nil {
+	switch {
+	case err != nil:
+	case d.newest() != nil && !d.ended && d.records == 1:
+		d.rotated = true // for collect
+	default:
 		err = d.rotate(0)
 	}
 	if err == nil {

@@ -50,7 +50,7 @@ func (d *DB) replay() error {
 // replaySegment reads a segment up to its end; end is where its records end, and
 // ended is whether that was on purpose.
 func (d *DB) replaySegment(s *segment) error {
-	d.end, d.ended = headerSize, false
+	d.end, d.ended, d.records = headerSize, false, 0
 	var buf []byte
 	for !d.ended {
 		var err error
@@ -69,6 +69,7 @@ func (d *DB) replaySegment(s *segment) error {
 			return fmt.Errorf("%s at offset %d: %w", s.path, d.end, err)
 		}
 		d.end += int64(len(buf))
+		d.records++
 	}
 	return nil
 }
