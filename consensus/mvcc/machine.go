@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -172,7 +173,13 @@ func (m *Machine) Open(<-chan struct{}) (uint64, error) {
 	}
 	m.index = cindex.NewConsistentIndex(nil)
 	m.gen.Store(gen)
+	_, missing := os.Stat(m.path(gen))
 	be := newDatabase(m.openFile(m.path(gen)))
+	if missing != nil {
+		if err := errors.Join(syncDir(m.cfg.Dir), syncDir(filepath.Dir(m.cfg.Dir))); err != nil {
+			return 0, fmt.Errorf("mvcc: %w", err)
+		}
+	}
 	schema.CreateMetaBucket(be.BatchTx())
 	m.index.SetBackend(be)
 	index := m.index.ConsistentIndex()

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -61,6 +62,10 @@ func TestChild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if os.Getenv("SKEIN_POWER_SWITCH") != "" {
+		switches(m, dir, index)
+		return
+	}
 	go func() {
 		for {
 			if _, err := m.Defragment(context.Background()); err != nil {
@@ -84,35 +89,87 @@ func TestChild(t *testing.T) {
 	}
 }
 
-func TestPowerCutDuringDefrag(t *testing.T) {
+// switches writes, makes that durable, and puts a copy of the database in its place, again
+// and again. It says so each time, when the old file is gone, and waits to be killed then.
+func switches(m *mvcc.Machine, dir string, index uint64) {
+	for i := index + 1; i <= index+40; i++ {
+		if _, err := m.Update([]dsm.Entry{entry(i)}); err != nil {
+			fmt.Println("error", err)
+		}
+	}
+	if err := m.Sync(); err != nil {
+		fmt.Println("error", err)
+	}
+	if _, err := m.Defragment(context.Background()); err != nil {
+		fmt.Println("error", err)
+	}
+	for ents := []os.DirEntry{nil, nil}; len(ents) != 1; {
+		ents, _ = os.ReadDir(dir)
+	}
+	fmt.Println("synced", index+40)
+	select {}
+}
+
+// machine is a disk with a process on it, whose power is cut again and again.
+type machine struct {
+	t      *testing.T
+	d      *disk.Disk
+	pid    int
+	root   string
+	at     string
+	seed   int64
+	rnd    *rand.Rand
+	lost   int // writes
+	names  int
+	rounds int
+}
+
+func newMachine(t *testing.T) *machine {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
 	}
-	seed := time.Now().UnixNano()
-	t.Logf("seed %d", seed)
-	rnd := rand.New(rand.NewSource(seed))
-	root, at := t.TempDir(), t.TempDir()
-	d, err := disk.New(root)
-	if err != nil {
+	m := &machine{t: t, root: t.TempDir(), at: t.TempDir(), seed: time.Now().UnixNano()}
+	t.Logf("seed %d", m.seed)
+	m.rnd = rand.New(rand.NewSource(m.seed))
+	var err error
+	if m.d, err = disk.New(m.root); err != nil {
 		t.Fatal(err)
 	}
-	pid := namespace(t)
-	lost, names, files, index := 0, 0, 0, uint64(0)
+	m.pid = namespace(t)
+	return m
+}
+
+// cut runs the process for a while, and cuts its power. It returns the directory behind
+// the disk, as a process must not use the one it serves, and what was called durable.
+func (m *machine) cut(atSwitch bool) (dir string, synced uint64) {
+	m.t.Helper()
+	after := time.Duration(m.rnd.Int63n(int64(300 * time.Millisecond)))
+	var env []string
+	if atSwitch {
+		after, env = 0, []string{"SKEIN_POWER_SWITCH=1"}
+	}
+	if err := m.d.Mount(m.pid, m.at); err != nil {
+		m.t.Fatal(err)
+	}
+	synced = run(m.t, m.pid, filepath.Join(m.at, "db"), after, env...)
+	if err := m.d.Unmount(m.pid, m.at); err != nil {
+		m.t.Fatal(err)
+	}
+	w, n, err := m.d.PowerCut(m.seed + int64(m.rounds))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.lost, m.names, m.rounds = m.lost+w, m.names+n, m.rounds+1
+	return filepath.Join(m.root, "data", "db"), synced
+}
+
+func TestPowerCutDuringDefrag(t *testing.T) {
+	m := newMachine(t)
+	files, index := 0, uint64(0)
 	for round := range 12 {
-		if err := d.Mount(pid, at); err != nil {
-			t.Fatal(err)
-		}
-		synced := run(t, pid, filepath.Join(at, "db"), time.Duration(rnd.Int63n(int64(300*time.Millisecond))))
-		if err := d.Unmount(pid, at); err != nil {
-			t.Fatal(err)
-		}
-		w, n, err := d.PowerCut(seed + int64(round))
-		if err != nil {
-			t.Fatal(err)
-		}
-		lost, names = lost+w, names+n
-		// The directory behind the disk: a process must not use the one it serves.
-		dir := filepath.Join(root, "data", "db")
+		m.d.SetUnordered(round%2 == 1)
+		dir, synced := m.cut(round%3 == 2)
 		ents, err := os.ReadDir(dir)
 		if err != nil {
 			t.Fatal(err)
@@ -122,10 +179,49 @@ func TestPowerCutDuringDefrag(t *testing.T) {
 			t.Fatalf("round %d", round)
 		}
 	}
-	t.Logf("%d entries, %d files found in 12 rounds, %d writes and %d names lost", index, files, lost, names)
-	if lost == 0 {
+	t.Logf("%d entries, %d files found in 12 rounds, %d writes and %d names lost", index, files, m.lost, m.names)
+	if m.lost == 0 {
 		t.Error("no power cut has taken anything")
 	}
+}
+
+// A store that does not synchronise the copy that a defragmentation makes, or the
+// directory in which the copy gets its name, is found out.
+func TestMissingSync(t *testing.T) {
+	for name, of := range map[string]func(path string) bool{
+		"the copy":      func(path string) bool { return strings.HasSuffix(path, ".tmp") },
+		"the directory": func(path string) bool { return !strings.Contains(filepath.Base(path), ".") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t)
+			m.d.IgnoreSyncs(of)
+			m.d.SetUnordered(true)
+			for m.rounds < 40 {
+				dir, synced := m.cut(true)
+				// In a process of its own: a database with holes can end it.
+				c := exec.Command(os.Args[0], "-test.run=^TestCheck$")
+				c.Env = append(os.Environ(), "SKEIN_POWER_CHECK="+dir, fmt.Sprintf("SKEIN_POWER_SYNCED=%d", synced))
+				if out, err := c.CombinedOutput(); err != nil {
+					t.Logf("found in round %d: %.300s", m.rounds, out)
+					return
+				}
+			}
+			t.Errorf("nothing was missed in %d power cuts", m.rounds)
+		})
+	}
+}
+
+// TestCheck is the process that looks at what a power cut left.
+func TestCheck(t *testing.T) {
+	dir := os.Getenv("SKEIN_POWER_CHECK")
+	if dir == "" {
+		t.Skip("for TestMissingSync")
+	}
+	synced, err := strconv.ParseUint(os.Getenv("SKEIN_POWER_SYNCED"), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, dir, synced)
 }
 
 // check opens the database and compares it with what the log says up to its index.
@@ -186,10 +282,10 @@ func namespace(t *testing.T) int {
 }
 
 // run runs the child until it is killed, and returns what it called durable.
-func run(t *testing.T, pid int, dir string, after time.Duration) (synced uint64) {
+func run(t *testing.T, pid int, dir string, after time.Duration, env ...string) (synced uint64) {
 	t.Helper()
 	cmd := exec.Command("nsenter", fmt.Sprintf("--mount=/proc/%d/ns/mnt", pid), "--", os.Args[0], "-test.run=^TestChild$")
-	cmd.Env = append(os.Environ(), "SKEIN_POWER_DIR="+dir)
+	cmd.Env = append(append(os.Environ(), "SKEIN_POWER_DIR="+dir), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err == nil {

@@ -8,12 +8,14 @@
 // point (also within a write) as far as it makes a file longer; names that were
 // made, changed or removed since the last fsync of anything survive up to any
 // point in their order, as in a journal. What was synchronised always survives.
+// SetUnordered leaves no more to names than POSIX promises.
 // Chance decides, from a seed.
 //
 // It needs root and /dev/fuse.
 package disk
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -49,6 +51,8 @@ type Disk struct {
 	sync  time.Duration       // added to each fsync
 	write time.Duration       // added to each write
 	fail  int                 // fsyncs that fail
+	deaf  func(string) bool   // paths whose fsyncs do nothing
+	loose bool                // each change of a name survives by itself
 	stats Stats
 }
 
@@ -172,6 +176,28 @@ func (d *Disk) FailSyncs(n int) {
 	d.fail = n
 }
 
+// IgnoreSyncs makes fsyncs of some files and directories, by their path on the disk, do
+// nothing: to a program it is as if it had none in that place.
+func (d *Disk) IgnoreSyncs(of func(path string) bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.deaf = of
+}
+
+// SetUnordered makes changes of names survive a power cut each by itself, and only an
+// fsync of a directory keep them.
+func (d *Disk) SetUnordered(on bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.loose = on
+}
+
+func (d *Disk) ignores(path string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.deaf != nil && d.deaf(path)
+}
+
 // Stats so far.
 func (d *Disk) Stats() Stats {
 	d.mu.Lock()
@@ -199,13 +225,21 @@ func (d *Disk) PowerCut(seed int64) (writes, names int, err error) {
 	}
 	d.files = map[uint64]*pending{}
 	keep := r.Intn(len(d.names) + 1)
-	for i := len(d.names) - 1; i >= keep; i-- {
-		if err := d.names[i].undo(); err != nil {
+	for i := len(d.names) - 1; i >= 0; i-- {
+		if d.loose && r.Intn(2) == 0 || !d.loose && i < keep {
+			continue
+		}
+		err := d.names[i].undo()
+		if d.loose && (errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTEMPTY)) {
+			continue // what came later and survives needs it
+		}
+		if err != nil {
 			return writes, names, fmt.Errorf("disk: power cut: %w", err)
 		}
+		d.names[i].final = func() {}
 		names++
 	}
-	for _, c := range d.names[:keep] {
+	for _, c := range d.names {
 		c.final()
 	}
 	d.names = nil

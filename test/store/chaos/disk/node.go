@@ -178,8 +178,47 @@ func (n *node) Rmdir(ctx context.Context, name string) syscall.Errno {
 	return errno
 }
 
+// dir is an open directory. The library's own would synchronise the backing directory
+// alone.
+type dir struct {
+	fs.FileHandle
+	n *node
+}
+
+var (
+	_ fs.NodeOpendirHandler = (*node)(nil)
+	_ fs.FileReaddirenter   = dir{}
+	_ fs.FileSeekdirer      = dir{}
+	_ fs.FileReleasedirer   = dir{}
+	_ fs.FileFsyncdirer     = dir{}
+)
+
+func (n *node) OpendirHandle(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	fh, fl, errno := n.LoopbackNode.OpendirHandle(ctx, flags)
+	return dir{fh, n}, fl, errno
+}
+
+func (d dir) Readdirent(ctx context.Context) (*fuse.DirEntry, syscall.Errno) {
+	return d.FileHandle.(fs.FileReaddirenter).Readdirent(ctx)
+}
+
+func (d dir) Seekdir(ctx context.Context, off uint64) syscall.Errno {
+	return d.FileHandle.(fs.FileSeekdirer).Seekdir(ctx, off)
+}
+
+func (d dir) Releasedir(ctx context.Context, flags uint32) {
+	d.FileHandle.(fs.FileReleasedirer).Releasedir(ctx, flags)
+}
+
+func (d dir) Fsyncdir(ctx context.Context, flags uint32) syscall.Errno {
+	return d.n.Fsync(ctx, nil, flags)
+}
+
 // Fsync of a directory, or of a file without a handle.
 func (n *node) Fsync(ctx context.Context, fh fs.FileHandle, flags uint32) syscall.Errno {
+	if n.d.ignores(n.Path(nil)) {
+		return 0
+	}
 	if f, ok := fh.(*file); ok {
 		return f.Fsync(ctx, flags)
 	}
@@ -361,7 +400,7 @@ func (f *file) Fsync(ctx context.Context, _ uint32) syscall.Errno {
 	return f.d.flush(f)
 }
 
-// flush makes all names final, and the contents of a file.
+// flush makes all names final, and the contents of a file, if it is one that is flushed.
 func (d *Disk) flush(f *file) syscall.Errno {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -371,13 +410,16 @@ func (d *Disk) flush(f *file) syscall.Errno {
 		d.stats.Failed++
 		return syscall.EIO
 	}
+	if f != nil {
+		delete(d.files, f.ino)
+	}
+	if f != nil && d.loose {
+		return 0
+	}
 	for _, c := range d.names {
 		c.final()
 	}
 	d.names = nil
-	if f != nil {
-		delete(d.files, f.ino)
-	}
 	return 0
 }
 
