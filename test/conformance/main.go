@@ -87,17 +87,15 @@ func (o *options) run(ctx context.Context) (ok bool, err error) {
 	}()
 	began := time.Now()
 	res, err := o.suite(ctx, lab)
-	if err != nil {
+	if len(res.tests) == 0 {
 		return false, err
 	}
 	fmt.Print(res.table())
 	fmt.Printf("%d nodes, %d tests side by side, %s\n", o.Nodes, o.Procs, time.Since(began).Round(time.Second))
 	if o.Doc != "" {
-		if err := record(o.Doc, res, time.Now()); err != nil {
-			return false, err
-		}
+		err = errors.Join(err, record(o.Doc, &res, time.Now()))
 	}
-	return res.good(), nil
+	return res.good(), err
 }
 
 // lab gives a laboratory with a cluster that is ready for the suite.
@@ -245,13 +243,13 @@ cloudProviderGcpRegistry: REGISTRY/cloud-provider-gcp
 invalidRegistry: 127.0.0.1:5999/invalid
 `
 
-// suite runs the tests, first those that may run side by side, then the others, outside of the cluster.
-func (o *options) suite(ctx context.Context, lab *cluster.Cluster) (*results, error) {
+// suite runs the tests, first those that may run side by side, then the others, outside of the cluster. With an error it gives what it
+// knows until then.
+func (o *options) suite(ctx context.Context, lab *cluster.Cluster) (all results, err error) {
 	n := lab.Node(outside)
 	if n == nil {
-		return nil, fmt.Errorf("the lab has no machine %s", outside)
+		return all, fmt.Errorf("the lab has no machine %s", outside)
 	}
-	var all results
 	for _, part := range []struct {
 		name  string
 		flags []string
@@ -261,18 +259,18 @@ func (o *options) suite(ctx context.Context, lab *cluster.Cluster) (*results, er
 	} {
 		report := filepath.Join(o.Report, part.name+".json")
 		if err := os.Remove(report); err != nil && !os.IsNotExist(err) {
-			return nil, err
+			return all, err
 		}
 		args := append([]string{filepath.Join(o.Suite, "ginkgo"), "run", "--timeout=" + o.Limit.String(), "--no-color", "--keep-going", "--silence-skips",
 			"--json-report=" + part.name + ".json", "--output-dir=" + o.Report}, part.flags...)
 		args = append(args, filepath.Join(o.Suite, "e2e.test"), "--", "--kubeconfig="+o.kubeconfig(), "--provider=skeleton", "--kubectl-path="+filepath.Join(o.Bin, "kubectl"))
 		cmd, err := n.Command(ctx, args...)
 		if err != nil {
-			return nil, err
+			return all, err
 		}
 		log, err := os.Create(filepath.Join(o.Report, part.name+".log"))
 		if err != nil {
-			return nil, err
+			return all, err
 		}
 		cmd.Env = append(cmd.Env, "KUBECONFIG="+o.kubeconfig(), "KUBE_TEST_REPO_LIST="+filepath.Join(o.Report, "repos.yaml"))
 		cmd.Stdout, cmd.Stderr = log, log
@@ -284,14 +282,14 @@ func (o *options) suite(ctx context.Context, lab *cluster.Cluster) (*results, er
 		log.Close()
 		var ee *exec.ExitError
 		if err != nil && !errors.As(err, &ee) {
-			return nil, err
+			return all, err
 		}
 		if err := all.read(report); err != nil {
-			return nil, fmt.Errorf("%w (see %s)", err, log.Name())
+			return all, fmt.Errorf("%w (see %s)", err, log.Name())
 		}
 		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+			return all, context.Cause(ctx)
 		}
 	}
-	return &all, nil
+	return all, nil
 }
