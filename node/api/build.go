@@ -15,6 +15,7 @@ import (
 	noopoteltrace "go.opentelemetry.io/otel/trace/noop"
 	apiextensionsapi "k8s.io/apiextensions-apiserver/pkg/apiserver"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
@@ -180,6 +181,13 @@ func (b *build) genericConfig() *genericapiserver.Config {
 	return c
 }
 
+func (b *build) rawLister(r schema.GroupResource) router.RawLister {
+	if l := b.stores.Raw(r); l != nil {
+		return l
+	}
+	return nil
+}
+
 // chain is the finished server: aggregator, then built-in kinds, then custom resources.
 type chain struct {
 	outer *aggregatorapi.APIAggregator
@@ -265,7 +273,7 @@ func (b *build) buildMain(crds *apiextensionsapi.CustomResourceDefinitions) (*ge
 		}
 	}
 	types := openapi.NewTypes(b.docs)
-	if err := router.Install(main, completed, infos, types.For); err != nil {
+	if err := router.Install(main, completed, infos, types.For, b.rawLister); err != nil {
 		return nil, err
 	}
 	metadata, err := serviceaccount.NewOpenIDMetadataProvider(b.cfg.Issuer, "", b.generic.ExternalAddress, b.tokens.keys)

@@ -28,7 +28,7 @@ import (
 type TypeConverters func(schema.GroupVersion) managedfields.TypeConverter
 
 // Install serves the groups on s and shows them in its discovery documents.
-func Install(s *genericapiserver.GenericAPIServer, cfg genericapiserver.CompletedConfig, groups []*genericapiserver.APIGroupInfo, types TypeConverters) error {
+func Install(s *genericapiserver.GenericAPIServer, cfg genericapiserver.CompletedConfig, groups []*genericapiserver.APIGroupInfo, types TypeConverters, raw RawListers) error {
 	rt := &Router{endpoints: map[key]*endpoint{}, admit: cfg.AdmissionControl, codecs: s.Serializer,
 		minWatch: time.Duration(cfg.MinRequestTimeout) * time.Second}
 	for _, g := range groups {
@@ -38,7 +38,7 @@ func Install(s *genericapiserver.GenericAPIServer, cfg genericapiserver.Complete
 			if len(g.VersionedResourcesStorageMap[gv.Version]) == 0 {
 				continue
 			}
-			if err := rt.installVersion(s, cfg, g, gv, types(gv)); err != nil {
+			if err := rt.installVersion(s, cfg, g, gv, types(gv), raw); err != nil {
 				return fmt.Errorf("install %s: %w", gv, err)
 			}
 			served = append(served, metav1.GroupVersionForDiscovery{GroupVersion: gv.String(), Version: gv.Version})
@@ -51,7 +51,7 @@ func Install(s *genericapiserver.GenericAPIServer, cfg genericapiserver.Complete
 	return nil
 }
 
-func (rt *Router) installVersion(s *genericapiserver.GenericAPIServer, cfg genericapiserver.CompletedConfig, g *genericapiserver.APIGroupInfo, gv schema.GroupVersion, types managedfields.TypeConverter) error {
+func (rt *Router) installVersion(s *genericapiserver.GenericAPIServer, cfg genericapiserver.CompletedConfig, g *genericapiserver.APIGroupInfo, gv schema.GroupVersion, types managedfields.TypeConverter, raw RawListers) error {
 	storages := g.VersionedResourcesStorageMap[gv.Version]
 	paths := make([]string, 0, len(storages))
 	for p := range storages {
@@ -68,6 +68,9 @@ func (rt *Router) installVersion(s *genericapiserver.GenericAPIServer, cfg gener
 		ar, err := b.discovery(e)
 		if err != nil {
 			return fmt.Errorf("%s: %w", path, err)
+		}
+		if gr := e.scope.Resource.GroupResource(); e.scope.Subresource == "" && listedRaw[gr] {
+			e.rawLister = raw(gr)
 		}
 		rt.endpoints[key{gv.Group, gv.Version, e.scope.Resource.Resource, e.scope.Subresource}] = e
 		list = append(list, ar)

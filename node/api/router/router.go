@@ -43,8 +43,9 @@ type endpoint struct {
 	storage    rest.Storage
 	path       string // "pods/log"
 	namespaced bool
-	warnings   []string // sent with every answer: the version is deprecated
-	removed    string   // the release in which it goes
+	warnings   []string  // sent with every answer: the version is deprecated
+	removed    string    // the release in which it goes
+	rawLister  RawLister // nil: upstream lists
 }
 
 func patchTypes() []string {
@@ -151,5 +152,9 @@ func (rt *Router) read(e *endpoint, info *apirequest.RequestInfo) http.HandlerFu
 		return nil
 	}
 	w, _ := e.storage.(rest.Watcher)
-	return handlers.ListResource(l, w, &e.scope, info.Verb == "watch", rt.minWatch)
+	list := handlers.ListResource(l, w, &e.scope, info.Verb == "watch", rt.minWatch)
+	if info.Verb == "list" {
+		return e.raw(list)
+	}
+	return list
 }

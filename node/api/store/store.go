@@ -39,6 +39,7 @@ import (
 
 	"skein.io/skein/node/api/encrypt"
 	"skein.io/skein/node/api/store/fanout"
+	"skein.io/skein/node/api/store/rawlist"
 )
 
 // mediaType is what built-in objects are stored as, like upstream's default.
@@ -64,9 +65,10 @@ type Factory struct {
 	transformers *encrypt.Transformers
 	walks        fanout.Walks // bounds the first lists of all resources together
 
-	mu        sync.Mutex // guards opened and resources
+	mu        sync.Mutex // guards the rest
 	opened    []opened
 	resources []opening
+	raw       map[schema.GroupResource]*rawlist.Lister
 }
 
 // opened is a client in use. There is nothing under key, and it is one of this client's: good to
@@ -100,7 +102,7 @@ func New(ctx context.Context, clients Clients, prefix string, version basecompat
 	}
 	f.StorageConfig.StorageObjectCountTracker = count
 	return &Factory{Storage: f, clients: clients, life: ctx, options: o, transformers: transformers,
-		walks: fanout.NewWalks(fanout.DefaultWalks)}, nil
+		walks: fanout.NewWalks(fanout.DefaultWalks), raw: map[schema.GroupResource]*rawlist.Lister{}}, nil
 }
 
 // BuiltIn gives the storages of the built-in resources.
@@ -158,7 +160,20 @@ func (f *Factory) open(c *storagebackend.ConfigForResource, resourcePrefix strin
 		s.Close()
 		return nil, nil, err
 	}
+	if c.EncodeVersioner != nil { // custom resources are kept as JSON
+		f.mu.Lock()
+		f.raw[c.GroupResource] = rawlist.New(rawlist.Config{Client: client, Codec: c.Codec, Transformer: c.Transformer, Versioner: v,
+			PathPrefix: path.Join("/", c.Prefix), ResourcePrefix: resourcePrefix})
+		f.mu.Unlock()
+	}
 	return fan, func() { fan.Close(); s.Close() }, nil
+}
+
+// Raw gives what answers lists of a built-in resource with what is stored; nil when it has no storage.
+func (f *Factory) Raw(r schema.GroupResource) *rawlist.Lister {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.raw[r]
 }
 
 // Check asks all stores in use for a key, through their quorums, and names those that fail.

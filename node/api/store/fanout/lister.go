@@ -12,12 +12,13 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/storage/etcd3/metrics"
 )
 
 const (
-	// pageSize is how many objects of a first list are read at once: some 3 MB of pods, decoded.
-	pageSize = 250
+	// pageSize is how many objects of a first list are read at once: some 2 MB of pods, decoded and encoded.
+	pageSize = 125
 	// keepPages is how many pages are kept for those who are a little behind, while anybody walks.
 	keepPages = 3
 	// stalled is how long a client may leave its list unread before it loses its page and its turn.
@@ -235,7 +236,7 @@ func (l *lister) walk(w *watcher, at func(rev int64) error) (int64, error) {
 	if err := at(rev); err != nil {
 		return 0, err
 	}
-	from := w.key
+	id, told := pageID{w.key, w.key, rev}, 0 // of the page
 	for {
 		if !mine {
 			if err := walks.take(w.ctx); err != nil {
@@ -244,50 +245,53 @@ func (l *lister) walk(w *watcher, at func(rev int64) error) (int64, error) {
 			mine = true
 		}
 		if p == nil {
-			if p, err = l.page(w.ctx, pageID{w.key, from, rev}); err != nil {
+			if p, err = l.page(w.ctx, id); err != nil {
 				return 0, listError(err)
 			}
 		}
-		done := false
-		for i, e := range p.items {
-			waited, err := w.tellListed(e, func() { walks.give(); mine = false })
+		for mine && told < len(p.items) {
+			out, err := p.items[told].see(w.ctx, &w.f.coder, &w.pred, w.f.cfg.Attrs)
 			if err != nil {
 				return 0, err
 			}
-			from = e.key + "\x00"
-			done = i == len(p.items)-1
-			if waited {
-				break // the page is given up, too
+			told++
+			if out == nil || w.offer(out) {
+				continue
+			}
+			// Its client does not read: the turn and the page are others' until it does. The page is the same then, so that it is shared again.
+			last := told == len(p.items) && !p.more
+			p, mine = nil, false
+			walks.give()
+			if err := w.send(out); err != nil || last {
+				return rev, err
 			}
 		}
-		if (done || len(p.items) == 0) && !p.more {
+		if !mine {
+			continue
+		}
+		if !p.more {
 			return rev, nil
 		}
-		p = nil
+		id.from, told, p = p.items[len(p.items)-1].key+"\x00", 0, nil
 	}
 }
 
-// tellListed tells of an object of the first list. When the client does not take it for a while, stall is called, once.
-func (w *watcher) tellListed(e *event, stall func()) (waited bool, err error) {
-	out, err := e.see(w.ctx, &w.f.coder, &w.pred, w.f.cfg.Attrs)
-	if err != nil || out == nil {
-		return false, err
-	}
+// offer sends an object of the first list, if its client takes it soon.
+func (w *watcher) offer(e *watch.Event) bool {
 	select {
-	case w.result <- *out:
-		return false, nil
+	case w.result <- *e:
+		return true
 	default:
 	}
 	patience := time.NewTimer(stalled)
 	defer patience.Stop()
 	select {
-	case w.result <- *out:
-		return false, nil
+	case w.result <- *e:
+		return true
 	case <-w.ctx.Done():
-		return false, w.ctx.Err()
+		return false // send tells why
 	case <-patience.C:
-		stall()
-		return true, w.send(out)
+		return false
 	}
 }
 

@@ -1,0 +1,129 @@
+package api
+
+import (
+	"bytes"
+	"fmt"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes"
+	restclient "k8s.io/client-go/rest"
+)
+
+// Lists that are answered with what is stored are upstream's, byte for byte.
+func TestRawListsAreUpstreams(t *testing.T) {
+	cfg := cluster.as(cluster.servers[0], "admin", "system:masters")
+	cfg.ContentType, cfg.AcceptContentTypes = protobuf, protobuf
+	k, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, ns := t.Context(), namespace(t, k)
+	must := func(_ any, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 5 {
+		meta := metav1.ObjectMeta{Name: fmt.Sprint("o", i), Labels: map[string]string{"a": "b", "c": fmt.Sprint(i)}, Annotations: map[string]string{"x": "y"}}
+		p := simplePod(meta.Name)
+		must(k.CoreV1().Pods(ns).Create(ctx, p, metav1.CreateOptions{}))
+		must(k.CoreV1().ConfigMaps(ns).Create(ctx, &corev1.ConfigMap{ObjectMeta: meta, Data: map[string]string{"k": "v"}}, metav1.CreateOptions{}))
+		must(k.CoreV1().Secrets(ns).Create(ctx, &corev1.Secret{ObjectMeta: meta, Data: map[string][]byte{"k": []byte("v")}}, metav1.CreateOptions{}))
+		must(k.CoreV1().ServiceAccounts(ns).Create(ctx, &corev1.ServiceAccount{ObjectMeta: meta}, metav1.CreateOptions{}))
+		must(k.AppsV1().ReplicaSets(ns).Create(ctx, &appsv1.ReplicaSet{ObjectMeta: meta, Spec: appsv1.ReplicaSetSpec{Selector: &metav1.LabelSelector{MatchLabels: p.Labels},
+			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: p.Labels}, Spec: p.Spec}}}, metav1.CreateOptions{}))
+		holder := "h"
+		must(k.CoordinationV1().Leases(ns).Create(ctx, &coordinationv1.Lease{ObjectMeta: meta, Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder}}, metav1.CreateOptions{}))
+		must(k.DiscoveryV1().EndpointSlices(ns).Create(ctx, &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: discoveryv1.AddressTypeIPv4,
+			Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}}}}, metav1.CreateOptions{}))
+	}
+	must(k.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{}))
+	defer func() { _ = k.CoreV1().Nodes().Delete(ctx, ns, metav1.DeleteOptions{}) }()
+	for _, c := range []struct {
+		client restclient.Interface
+		gr     schema.GroupResource
+		ns     string
+	}{
+		{k.CoreV1().RESTClient(), schema.GroupResource{Resource: "pods"}, ns},
+		{k.CoreV1().RESTClient(), schema.GroupResource{Resource: "pods"}, ""},
+		{k.CoreV1().RESTClient(), schema.GroupResource{Resource: "configmaps"}, ns},
+		{k.CoreV1().RESTClient(), schema.GroupResource{Resource: "configmaps"}, ""},
+		{k.CoreV1().RESTClient(), schema.GroupResource{Resource: "secrets"}, ns},
+		{k.CoreV1().RESTClient(), schema.GroupResource{Resource: "serviceaccounts"}, ns},
+		{k.CoreV1().RESTClient(), schema.GroupResource{Resource: "nodes"}, ""},
+		{k.AppsV1().RESTClient(), schema.GroupResource{Group: "apps", Resource: "replicasets"}, ns},
+		{k.CoordinationV1().RESTClient(), schema.GroupResource{Group: "coordination.k8s.io", Resource: "leases"}, ns},
+		{k.DiscoveryV1().RESTClient(), schema.GroupResource{Group: "discovery.k8s.io", Resource: "endpointslices"}, ns},
+		{k.CoreV1().RESTClient(), schema.GroupResource{Resource: "pods"}, ns + "-there-is-nothing"},
+	} {
+		get := func(params ...string) []byte {
+			r := c.client.Get().NamespaceIfScoped(c.ns, c.ns != "").Resource(c.gr.Resource)
+			for i := 0; i < len(params); i += 2 {
+				r = r.Param(params[i], params[i+1])
+			}
+			b, err := r.Do(ctx).Raw()
+			if err != nil {
+				t.Fatalf("%s: %v", c.gr, err)
+			}
+			return b
+		}
+		first, err := k.CoreV1().ConfigMaps("default").List(ctx, metav1.ListOptions{Limit: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := []string{"resourceVersion", first.ResourceVersion, "resourceVersionMatch", "Exact"}
+		// A selector that selects everything leaves the list to upstream.
+		want := get(append(at, "labelSelector", "!there-is-no-such-label")...)
+		l := cluster.servers[0].build.stores.Raw(c.gr)
+		for _, turn := range []string{"that compares", "from memory"} {
+			if got := get(at...); !bytes.Equal(got, want) {
+				t.Errorf("%s in %q, the list %s: %d bytes, upstream's has %d\n%q\n%q", c.gr, c.ns, turn, len(got), len(want), got[:min(len(got), 300)], want[:min(len(want), 300)])
+			}
+		}
+		if l.Compared() == 0 {
+			t.Errorf("%s: upstream made the list", c.gr)
+		}
+	}
+
+	// Pages, with what is left to come.
+	j := admin(t) // JSON: upstream's
+	for _, o := range []metav1.ListOptions{{Limit: 2}, {Limit: 5}, {Limit: 500}, {}, {ResourceVersion: "0"}, {ResourceVersion: "1", ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan}} {
+		for {
+			got, err1 := k.CoreV1().Pods(ns).List(ctx, o)
+			want, err2 := j.CoreV1().Pods(ns).List(ctx, o)
+			if err1 != nil || err2 != nil {
+				t.Fatal(err1, err2)
+			}
+			got.TypeMeta, want.TypeMeta = metav1.TypeMeta{}, metav1.TypeMeta{}
+			want.ResourceVersion = got.ResourceVersion // the second list is of a later moment
+			if o.Continue == "" {
+				want.Continue, got.Continue = fmt.Sprint(want.Continue != ""), fmt.Sprint(got.Continue != "")
+			}
+			if !equality.Semantic.DeepEqual(got, want) {
+				t.Errorf("%v: %v\nis %v\nwant %v", o, len(got.Items), got.ListMeta, want.ListMeta)
+			}
+			again, err := k.CoreV1().Pods(ns).List(ctx, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if o.Continue = again.Continue; o.Continue == "" {
+				break
+			}
+		}
+	}
+	for _, o := range []metav1.ListOptions{{Continue: "x"}, {ResourceVersion: "x"}, {ResourceVersion: "999999999"}} {
+		_, err1 := k.CoreV1().Pods(ns).List(ctx, o)
+		_, err2 := j.CoreV1().Pods(ns).List(ctx, o)
+		if err1 == nil || err2 == nil || err1.Error()[:min(30, len(err1.Error()))] != err2.Error()[:min(30, len(err2.Error()))] {
+			t.Errorf("%v: %v, want %v", o, err1, err2)
+		}
+	}
+}
