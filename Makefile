@@ -90,7 +90,7 @@ chaos-store: ## tortures the store: every fault, every scenario, every broken pr
 	CHAOS_ROUNDS=$(ROUNDS) CHAOS_SECONDS=$(SECONDS) CGO_ENABLED=0 go test -tags $(TAGS) -count=1 -timeout 0 -v ./test/store/chaos/...
 
 # Upstream's own programs on three processes of the store.
-.PHONY: diff-store etcdctl-store kube-store etcdctl-store-deps
+.PHONY: diff-store etcdctl-store check-perf-store kube-store etcdctl-store-deps
 TOOLS = SKEIN_TOOLS=$(CURDIR)/bin CGO_ENABLED=0 go test -count=1 -tags "$(TAGS) storetools" -timeout 10m -v ./test/store/tools
 etcdctl-store-deps:
 	@mkdir -p bin
@@ -102,6 +102,9 @@ diff-store: ## the same requests to upstream's etcd and to the store, random one
 
 etcdctl-store: etcdctl-store-deps ## every command of etcdctl and etcdutl that applies; half a minute
 	$(TOOLS) -run TestEtcdctl
+
+check-perf-store: etcdctl-store-deps ## etcdctl check perf: its verdict on throughput and latency, in a minute
+	SKEIN_LONG=1 $(TOOLS) -run TestCheckPerf
 
 kube-store: etcdctl-store-deps bin/kubectl ## a plain kube-apiserver on the store, leaders killed under it; builds upstream's (minutes for the first time)
 	$(GO) -ldflags "$(subst $(VERSION),$(KUBE),$(LDFLAGS))" -o bin/kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver

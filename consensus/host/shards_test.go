@@ -1,11 +1,14 @@
 package host_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"testing"
 	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"skein.io/skein/consensus/host"
 	"skein.io/skein/consensus/internal/storetest"
@@ -271,5 +274,40 @@ func TestTransferByTheClustersLeader(t *testing.T) {
 	}
 	if err := write(t, c.Nodes[0], "pods", 0, "y"); err != nil || time.Since(start) > 3*time.Second {
 		t.Errorf("a write after a refused transfer: %v after %v", err, time.Since(start))
+	}
+}
+
+// Every shard tells the progress of its watches when it is asked, through every node: caches of lists rely on it.
+func TestProgressOfEveryShard(t *testing.T) {
+	c := storetest.New(t, 3, nil)
+	c.Voters(3)
+	for name, key := range keyIn {
+		for _, n := range c.Nodes {
+			store, ok := n.Host().Client(name)
+			if !ok {
+				t.Fatalf("%s has no replica of %s", n.Name, name)
+			}
+			wctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx(t, 15*time.Second)))
+			events := store.Watch(wctx, key, clientv3.WithPrefix(), clientv3.WithCreatedNotify())
+			<-events
+			r, err := store.Put(wctx, key+"/elsewhere", "x") // known everywhere once it is told
+			if err != nil {
+				t.Fatal(err)
+			}
+			for told := false; !told; {
+				if err := store.RequestProgress(wctx); err != nil {
+					t.Fatal(err)
+				}
+				select {
+				case w := <-events:
+					if w.Err() != nil {
+						t.Fatalf("%s on %s: %v", name, n.Name, w.Err())
+					}
+					told = w.IsProgressNotify() && w.Header.Revision >= r.Header.Revision
+				case <-time.After(20 * time.Millisecond): // not all was delivered yet: nobody is told anything
+				}
+			}
+			cancel()
+		}
 	}
 }

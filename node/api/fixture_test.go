@@ -46,7 +46,8 @@ type fixture struct {
 	proxies *identity.Authority
 	servers []*running
 
-	routes *sync.Map // address of a Service or pod -> where a test listens for it
+	prefixes *sync.Map // of keys for which a server asked for a store
+	routes   *sync.Map // address of a Service or pod -> where a test listens for it
 }
 
 // dial stands for the datapath.
@@ -87,7 +88,7 @@ func TestMain(m *testing.M) {
 }
 
 func newFixture(dir string) (*fixture, error) {
-	f := &fixture{routes: &sync.Map{}}
+	f := &fixture{routes: &sync.Map{}, prefixes: &sync.Map{}}
 	var err error
 	if f.etcd, err = testetcd.Start(dir); err != nil {
 		return nil, err
@@ -140,7 +141,10 @@ func (f *fixture) close() {
 func (f *fixture) config(node string) Config {
 	return Config{
 		NodeName: node, AdvertiseIP: netip.MustParseAddr("192.0.2.10"),
-		Store:    func(string) *etcdclient.Client { return f.store },
+		Store: func(key string) *etcdclient.Client {
+			f.prefixes.Store(key, true)
+			return f.store
+		},
 		ClientCA: identity.EncodeCert(f.ca.Cert), CAKey: f.ca.Key, SAKey: f.saKey, Keys: f.keys, FrontProxyCA: f.proxies, Dial: f.dial,
 		KubeletClientCert: func() (*tls.Certificate, error) {
 			c, err := f.ca.IssueClient(AgentClientUser, nil, time.Hour, time.Now())

@@ -297,3 +297,13 @@ func TestEtcdctl(t *testing.T) {
 	// It reads the memory of the process from a port of etcd's that is not gRPC.
 	c.refused("process_resident_memory_bytes", "check", "datascale", "--load=s")
 }
+
+// etcdctl's own measurement, a minute long: it writes 150 keys a second, judges throughput and latency, and deletes them.
+func TestCheckPerf(t *testing.T) {
+	if os.Getenv("SKEIN_LONG") == "" {
+		t.Skip("make check-perf-store")
+	}
+	s := startStore(t)
+	cert, key := s.ca.issue(t, "admin", "system:masters")
+	t.Log(s.ctl(0, cert, key).want("PASS: Throughput", "check", "perf", "--load", "s", "--auto-compact", "--auto-defrag"))
+}
