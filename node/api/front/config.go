@@ -20,7 +20,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Target is another node that serves the API, as this node sees it.
@@ -80,6 +83,20 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// unacknowledged is how long another node's kernel may take to acknowledge what was sent: who waits for an answer learns of a lost cable
+// before gossip is sure of it, and a node that is only busy is not given up.
+const unacknowledged = 2 * time.Second
+
+func giveUpSoon(_, _ string, c syscall.RawConn) error {
+	var err error
+	if cerr := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unacknowledged.Milliseconds()))
+	}); cerr != nil {
+		return cerr
+	}
+	return err
+}
+
 func (c *Config) setDefaults() {
 	def := func(d *time.Duration, v time.Duration) {
 		if *d == 0 {
@@ -99,7 +116,7 @@ func (c *Config) setDefaults() {
 	}
 	if c.Dial == nil {
 		// A node that vanishes without a word is noticed by gossip; this is for when gossip cannot.
-		d := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}}
+		d := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}, Control: giveUpSoon}
 		c.Dial = d.DialContext
 	}
 	if c.Logger == nil {

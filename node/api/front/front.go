@@ -24,7 +24,7 @@ const (
 	// streamBuffer is what a client may send ahead per stream: most objects fit.
 	streamBuffer = 256 << 10
 	// minReach is how long connections are tried, in an outage too: gossip may say first that it is over.
-	minReach = 300 * time.Millisecond
+	minReach = 700 * time.Millisecond
 	// acceptRetry is the pause after an error that does not end a listener (no file descriptors left).
 	acceptRetry = 50 * time.Millisecond
 )

@@ -9,6 +9,8 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -20,6 +22,8 @@ type splice struct {
 	target   string
 	once     sync.Once
 	from, to net.Conn
+	// lost: the target's machine has stopped to acknowledge.
+	lost atomic.Bool
 }
 
 func (s *splice) close() {
@@ -148,11 +152,18 @@ func (f *Front) copyBoth(ctx context.Context, s *splice) {
 	wg.Go(func() { s.copy(s.to, c.Conn) })
 	wg.Go(func() { s.copy(c.Conn, s.to) })
 	wg.Wait()
+	if s.lost.Load() { // who comes back need not find out again
+		f.outage.begin(len(f.cfg.Replicas()), []error{fmt.Errorf("%s: %w", s.target, syscall.ETIMEDOUT)}, time.Now().Add(-unacknowledged))
+	}
 }
 
 // copy moves bytes one way. A clean end is passed on, so that the other way can finish.
 func (s *splice) copy(to, from net.Conn) {
-	if _, err := io.Copy(to, from); err != nil || closeWrite(to) != nil {
+	_, err := io.Copy(to, from)
+	if errors.Is(err, syscall.ETIMEDOUT) {
+		s.lost.Store(true)
+	}
+	if err != nil || closeWrite(to) != nil {
 		s.close()
 	}
 }
