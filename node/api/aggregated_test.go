@@ -87,7 +87,7 @@ func bolt(name string) *unstructured.Unstructured {
 func TestAggregatedAPI(t *testing.T) {
 	ctx, k := t.Context(), admin(t)
 	ns := namespace(t, k)
-	ext := startExtension(t, k, ns, nil)
+	ext := startExtension(t, k, ns)
 	service(t, k, ns, "bolts", ext.addr)
 	began := time.Now()
 	register(t, ns, func(s *apiregv1.APIServiceSpec) { s.CABundle = ext.ca })
@@ -187,7 +187,7 @@ func checkBoltDocuments(t *testing.T) {
 			found := false
 			for _, l := range lists {
 				if l.GroupVersion == boltGV.String() {
-					found = len(l.APIResources) == 2
+					found = len(l.APIResources) == 3
 				}
 			}
 			if !found {
@@ -256,7 +256,7 @@ func TestUnavailableAPIService(t *testing.T) {
 	ns := namespace(t, k)
 	register(t, ns, func(s *apiregv1.APIServiceSpec) { s.InsecureSkipTLSVerify = true })
 	awaitAvailable(t, "ServiceNotFound")
-	ext := startExtension(t, k, ns, nil)
+	ext := startExtension(t, k, ns)
 	service(t, k, ns, "bolts", ext.addr)
 	awaitAvailable(t, "Passed")
 	list := func() error {

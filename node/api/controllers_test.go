@@ -285,7 +285,7 @@ func TestNamespaceGoesWithEverythingInIt(t *testing.T) {
 	withControllers(t)
 	ctx, k := t.Context(), admin(t)
 	ns, extNS := freshNamespace(t, k), freshNamespace(t, k)
-	ext := startExtension(t, k, extNS, nil)
+	ext := startExtension(t, k, extNS)
 	service(t, k, extNS, "bolts", ext.addr)
 	register(t, extNS, func(s *apiregv1.APIServiceSpec) { s.CABundle = ext.ca })
 	awaitAvailable(t, "Passed")

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -20,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	admissionreviewv1 "k8s.io/api/admission/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -170,6 +172,23 @@ func (echo) Connect(context.Context, string, runtime.Object, rest.Responder) (ht
 	}), nil
 }
 
+// review is a subresource that answers as a webhook, always with no.
+type review struct{ echo }
+
+func (review) Connect(context.Context, string, runtime.Object, rest.Responder) (http.Handler, error) {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var a admissionreviewv1.AdmissionReview
+		if err := json.NewDecoder(r.Body).Decode(&a); err != nil || a.Request == nil {
+			http.Error(w, fmt.Sprintf("not a review: %v", err), http.StatusBadRequest)
+			return
+		}
+		user, _ := apirequest.UserFrom(r.Context())
+		a.Response = &admissionreviewv1.AdmissionResponse{UID: a.Request.UID, Result: &metav1.Status{Message: "the bolts of " + user.GetName() + " say no"}}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(a) // fails when the caller has gone
+	}), nil
+}
+
 // extension is a running one.
 type extension struct {
 	addr    string // where it listens
@@ -177,8 +196,8 @@ type extension struct {
 	storage *bolts
 }
 
-// startExtension runs an extension API server in the name of a ServiceAccount of namespace ns. more are further handlers of it.
-func startExtension(t *testing.T, k kubernetes.Interface, ns string, more map[string]http.Handler) *extension {
+// startExtension runs an extension API server in the name of a ServiceAccount of namespace ns.
+func startExtension(t *testing.T, k kubernetes.Interface, ns string) *extension {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	internal := schema.GroupVersion{Group: boltGV.Group, Version: runtime.APIVersionInternal}
@@ -243,12 +262,9 @@ func startExtension(t *testing.T, k kubernetes.Interface, ns string, more map[st
 	}
 	storage := &bolts{TableConvertor: rest.NewDefaultTableConvertor(boltGV.WithResource("bolts").GroupResource()), events: watch.NewBroadcaster(10, watch.WaitIfChannelFull), all: map[string]*Bolt{}}
 	g := genericapiserver.NewDefaultAPIGroupInfo(boltGV.Group, scheme, runtime.NewParameterCodec(scheme), codecs)
-	g.VersionedResourcesStorageMap["v1"] = map[string]rest.Storage{"bolts": storage, "bolts/echo": echo{}}
+	g.VersionedResourcesStorageMap["v1"] = map[string]rest.Storage{"bolts": storage, "bolts/echo": echo{}, "bolts/review": review{}}
 	if err := s.InstallAPIGroup(&g); err != nil {
 		t.Fatal(err)
-	}
-	for path, h := range more {
-		s.Handler.NonGoRestfulMux.Handle(path, h)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

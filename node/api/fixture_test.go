@@ -267,8 +267,11 @@ func eventually(t *testing.T, f func(context.Context) error) {
 	var last error
 	// Not the test's own context: that is over when it cleans up.
 	err := wait.PollUntilContextTimeout(context.WithoutCancel(t.Context()), 20*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
-		last = f(ctx)
-		return last == nil, nil
+		err := f(ctx)
+		if err == nil || ctx.Err() == nil { // else it says only that time is up
+			last = err
+		}
+		return err == nil, nil
 	})
 	if err != nil {
 		t.Fatalf("%v, last: %v", err, last)
