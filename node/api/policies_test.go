@@ -182,7 +182,7 @@ func TestMutatingPolicies(t *testing.T) {
 				Expression: `Object{metadata: Object.metadata{labels: {"applied": variables.patched ? "after" : "before"}}, data: {"from": request.namespace}}`}}}},
 		"m-patch": {MatchConstraints: match(), ReinvocationPolicy: admissionv1.NeverReinvocationPolicy,
 			Mutations: []admissionv1.Mutation{{PatchType: admissionv1.PatchTypeJSONPatch, JSONPatch: &admissionv1.JSONPatch{
-				Expression: `[JSONPatch{op: "add", path: "/metadata/labels/patched", value: "yes"}, JSONPatch{op: "add", path: "/data/" + jsonpatch.escapeKey("a~b"), value: "applied" in object.metadata.labels ? object.metadata.labels.applied : "before"}]`}}}},
+				Expression: `[JSONPatch{op: "add", path: "/metadata/labels/patched", value: "yes"}, JSONPatch{op: "add", path: "/metadata/labels/" + jsonpatch.escapeKey("test.skein.io/was"), value: "applied" in object.metadata.labels ? object.metadata.labels.applied : "before"}]`}}}},
 	} {
 		if _, err := api.MutatingAdmissionPolicies().Create(ctx, &admissionv1.MutatingAdmissionPolicy{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec}, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
@@ -208,7 +208,7 @@ func TestMutatingPolicies(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if m.Labels["applied"] != "after" || m.Labels["patched"] != "yes" || m.Data["from"] != ns || m.Data["a~b"] != "before" || m.Data["own"] != "x" {
+			if m.Labels["applied"] != "after" || m.Labels["patched"] != "yes" || m.Data["from"] != ns || m.Labels["test.skein.io/was"] != "before" || m.Data["own"] != "x" {
 				return fmt.Errorf("server %d: labels %v, data %v", i+1, m.Labels, m.Data)
 			}
 			return nil
