@@ -106,8 +106,8 @@ func allow(*admissionreviewv1.AdmissionRequest) *admissionreviewv1.AdmissionResp
 	return &admissionreviewv1.AdmissionResponse{Allowed: true}
 }
 
-// label gives a webhook that sets a label to "yes", unless it is set, once those in need are.
-func label(name string, need ...string) func(*admissionreviewv1.AdmissionRequest) *admissionreviewv1.AdmissionResponse {
+// labelled gives a webhook that sets a label to "yes", unless it is set, once those in need are.
+func labelled(name string, need ...string) func(*admissionreviewv1.AdmissionRequest) *admissionreviewv1.AdmissionResponse {
 	return func(r *admissionreviewv1.AdmissionRequest) *admissionreviewv1.AdmissionResponse {
 		var o metav1.PartialObjectMetadata
 		if err := json.Unmarshal(r.Object.Raw, &o); err != nil {
@@ -354,7 +354,7 @@ func TestMutatingWebhooks(t *testing.T) {
 	ns := namespace(t, k)
 	h := startHooks(t, ns)
 	service(t, k, ns, "hook", h.addr())
-	h.answers["/a"], h.answers["/b"] = label("a", "b"), label("b")
+	h.answers["/a"], h.answers["/b"] = labelled("a", "b"), labelled("b")
 	h.answers["/after"] = func(r *admissionreviewv1.AdmissionRequest) *admissionreviewv1.AdmissionResponse {
 		return &admissionreviewv1.AdmissionResponse{Allowed: strings.Contains(string(r.Object.Raw), `"a":"yes"`) || r.Name == "probe", Result: &metav1.Status{Message: "the judge saw it before the others changed it"}}
 	}
