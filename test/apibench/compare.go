@@ -67,7 +67,7 @@ func (b *comparison) all(ctx context.Context) error {
 		name string
 		do   func(context.Context) error
 	}{{"idle", b.idle}, {"fill", b.fill}, {"requests", b.requests}, {"watches", b.watches}, {"informers", b.informers}, {"held", b.held}, {"start", b.restarts}} {
-		if part.name != "fill" && part.name != "held" && !b.wants(part.name) {
+		if part.name != "fill" && !b.wants(part.name) {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "%s %s\n", time.Now().Format(time.TimeOnly), part.name)
@@ -222,7 +222,7 @@ func (b *comparison) profile(name string) (end func()) {
 	if b.profiles == "" {
 		return func() {}
 	}
-	return fetchProfile(b.sides[0].cfg, fmt.Sprint("profile?seconds=", b.seconds), filepath.Join(b.profiles, strings.NewReplacer(" ", "-", ",", "").Replace(name)+".pprof"))
+	return fetchProfile(b.sides[0].cfg, fmt.Sprint("/debug/pprof/profile?seconds=", b.seconds), filepath.Join(b.profiles, strings.NewReplacer(" ", "-", ",", "").Replace(name)+".pprof"))
 }
 
 func fetchProfile(cfg *rest.Config, what, file string) (wait func()) {
@@ -232,7 +232,7 @@ func fetchProfile(cfg *rest.Config, what, file string) (wait func()) {
 		hc, err := rest.HTTPClientFor(cfg)
 		if err == nil {
 			var resp *http.Response
-			if resp, err = hc.Get(cfg.Host + "/debug/pprof/" + what); err == nil {
+			if resp, err = hc.Get(cfg.Host + what); err == nil {
 				var raw []byte
 				if raw, err = io.ReadAll(resp.Body); err == nil {
 					err = os.WriteFile(file, raw, 0o600)
@@ -247,8 +247,10 @@ func fetchProfile(cfg *rest.Config, what, file string) (wait func()) {
 	return func() { <-done }
 }
 
-// held is the memory with all pods and 50 watches of them.
-func (b *comparison) held(ctx context.Context) error {
+// held is the memory with all pods and 50 watches of them, after the load.
+func (b *comparison) held(ctx context.Context) error { return b.hold(ctx, "after the load") }
+
+func (b *comparison) hold(ctx context.Context, when string) error {
 	var ws []*watchers
 	defer func() {
 		for _, w := range ws {
@@ -270,11 +272,11 @@ func (b *comparison) held(ctx context.Context) error {
 		return err
 	}
 	if b.profiles != "" {
-		fetchProfile(b.sides[0].cfg, "heap?gc=1", filepath.Join(b.profiles, "heap.pprof"))()
-		fetchProfile(b.sides[0].cfg, "../../metrics", filepath.Join(b.profiles, "metrics.txt"))()
-		fetchProfile(b.sides[0].cfg, "goroutine?debug=1", filepath.Join(b.profiles, "goroutines.txt"))()
+		fetchProfile(b.sides[0].cfg, "/metrics", filepath.Join(b.profiles, "metrics.txt"))()
+		fetchProfile(b.sides[0].cfg, "/debug/pprof/heap?gc=1", filepath.Join(b.profiles, "heap.pprof"))()
+		fetchProfile(b.sides[0].cfg, "/debug/pprof/goroutine?debug=1", filepath.Join(b.profiles, "goroutines.txt"))()
 	}
-	return b.memory(fmt.Sprintf("%d pods, 50 watches", b.made))
+	return b.memory(fmt.Sprintf("%d pods, 50 watches, %s", b.made, when))
 }
 
 func revision(ctx context.Context, k *kubernetes.Clientset) (string, error) {
@@ -441,5 +443,5 @@ func (b *comparison) restarts(ctx context.Context) error {
 		}
 		b.r.put(startTime, s, took.Seconds())
 	}
-	return nil
+	return b.hold(ctx, "after a start")
 }

@@ -26,7 +26,7 @@ const (
 	// readWithin bounds the first read of a list, which several may wait for.
 	readWithin = 30 * time.Second
 	// DefaultWalks is how many first lists read at once.
-	DefaultWalks = 32
+	DefaultWalks = 16
 )
 
 // Walks bounds how many first lists are under way.
