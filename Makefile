@@ -64,6 +64,7 @@ e2e: build bin/kubectl ## the agent on a real containerd, and multi-node tests o
 slices: ## a slice of each slow suite that is no Go test of the default build: etcd's own tools on the store, and its speed beside etcd's
 	@$(MAKE) --no-print-directory etcdctl-store
 	@$(MAKE) --no-print-directory bench-store-fast || $(MAKE) --no-print-directory bench-store-fast # a machine may be busy once
+	@$(MAKE) --no-print-directory bench-api-fast || $(MAKE) --no-print-directory bench-api-fast
 
 # The store against upstream's etcd of the same version as its libraries, which is built from its own module.
 .PHONY: bench-space bench-store bench-store-fast bench-store-deps
