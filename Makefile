@@ -102,7 +102,7 @@ diff-store: ## the same requests to upstream's etcd and to the store, random one
 	CGO_ENABLED=0 go test -count=1 -tags $(TAGS) -v -run LikeEtcd ./consensus/etcdapi
 
 etcdctl-store: etcdctl-store-deps ## every command of etcdctl and etcdutl that applies; half a minute
-	$(TOOLS) -run TestEtcdctl
+	$(TOOLS) -run 'TestEtcdctl|TestFanOut'
 
 check-perf-store: etcdctl-store-deps ## etcdctl check perf: its verdict on throughput and latency, in a minute
 	SKEIN_LONG=1 $(TOOLS) -run TestCheckPerf
