@@ -23,6 +23,16 @@ deps: ## what the distribution must provide (runc, ip, nft)
 bin/kubectl: go.mod ## upstream's kubectl, to try the cluster with
 	$(GO) -ldflags "$(subst $(VERSION),$(KUBE),$(LDFLAGS))" -o $@ ./test/kubectl
 
+bin/helm: test/clients/go.mod ## upstream's Helm
+	cd test/clients && $(GO) -ldflags "-s -w" -o ../../$@ helm.sh/helm/v4/cmd/helm
+
+bin/skein-manager: test/clients/go.mod $(wildcard test/clients/manager/*.go) ## an operator on controller-runtime, for the tests
+	cd test/clients && $(GO) -ldflags "-s -w" -o ../../$@ ./manager
+
+.PHONY: clients
+clients: build bin/kubectl bin/helm bin/skein-manager ## kubectl, Helm, informers and an operator on a cluster whose replicas die; two minutes
+	CGO_ENABLED=0 go test -tags $(TAGS) -count=1 -timeout 15m -v -run TestClients ./test/e2e
+
 demo: ## three nodes on this machine, a Deployment, the death of the leader, all measured; the cluster stays up
 	@test/deps.sh demo
 	@echo "building (the first time takes minutes)"
@@ -57,7 +67,7 @@ unit: ## unit tests, fuzz seeds, layering and drift of generated code, with -rac
 	test/run.sh '$(RACE)' "$$rest" "$$timed"
 
 # Without the race detector: these run whole nodes, containerd included, against real clocks.
-e2e: build bin/kubectl ## the agent on a real containerd, and multi-node tests on the namespaces harness
+e2e: build bin/kubectl bin/helm bin/skein-manager ## the agent on a real containerd, and multi-node tests on the namespaces harness
 	@test/run.sh 'CGO_ENABLED=0 go test -tags $(TAGS) -count=1 -timeout 25m -json' "" "$$(go list -tags $(TAGS) ./node/agent/real ./test/e2e/...)"
 
 .PHONY: slices

@@ -272,7 +272,7 @@ func (w *world) replicaOf(t *testing.T, node string) string {
 // back finds another replica.
 func (w *world) streams(t *testing.T) {
 	const node = "n4"
-	s := w.newSession(t, node, "streams")
+	s := w.newSession(t, node, "streams", nil)
 	s.run(t, []check{ok("k create -f box.yaml && k wait --for=condition=Ready pod/box --timeout=40s", "condition met")})
 	var all []*stream
 	open := func(name string, args ...string) {

@@ -28,7 +28,9 @@ func TestClients(t *testing.T) {
 	w.formClients(t)
 	t.Run("at once", func(t *testing.T) {
 		t.Run("kubectl", func(t *testing.T) { t.Parallel(); w.kubectl(t, "n4") })
+		t.Run("helm", func(t *testing.T) { t.Parallel(); w.newSession(t, "n4", "helm", helmChart).run(t, helmChecks) })
 	})
+	t.Run("manager", w.manager)
 	t.Run("informers", w.informers)
 	t.Run("streams", w.streams)
 	t.Run("cut off", w.cutOff)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -41,14 +42,16 @@ type session struct {
 	env  []string
 }
 
-// newSession makes one on a node.
-func (w *world) newSession(t testing.TB, node, namespace string) *session {
+// newSession makes one on a node, with more files than all have.
+func (w *world) newSession(t testing.TB, node, namespace string, more map[string]string) *session {
 	t.Helper()
 	dir := filepath.Join(w.lab.Dir(), "kubectl-"+namespace)
 	must(t, os.MkdirAll(dir, 0o755))
 	raw := get(os.ReadFile(w.kubeconfig(node)))(t)
 	must(t, os.WriteFile(filepath.Join(dir, "kubeconfig"), raw, 0o600))
-	for name, content := range kubectlFiles {
+	files := maps.Clone(kubectlFiles)
+	maps.Copy(files, more)
+	for name, content := range files {
 		path := filepath.Join(dir, name)
 		must(t, os.MkdirAll(filepath.Dir(path), 0o755))
 		must(t, os.WriteFile(path, []byte(content), 0o755))
@@ -144,7 +147,7 @@ func (w *world) kubectl(t *testing.T, node string) {
 	for name, checks := range kubectlSections {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w.newSession(t, node, name).run(t, checks)
+			w.newSession(t, node, name, nil).run(t, checks)
 		})
 	}
 }
