@@ -3,15 +3,19 @@ package api
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	admissionreviewv1 "k8s.io/api/admission/v1"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"skein.io/skein/node/api/access"
 )
 
 // onConfigMaps matches ConfigMaps of one namespace that carry the label "ruled".
@@ -218,4 +222,56 @@ func TestMutatingPolicies(t *testing.T) {
 
 func mapsRole() *rbacv1.ClusterRole {
 	return &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "edit-maps"}, Rules: []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"configmaps"}, Verbs: []string{"*"}}}}
+}
+
+// What webhooks and policies have to say to auditors is in the audit log.
+func TestAdmissionIsAudited(t *testing.T) {
+	ctx, k := t.Context(), admin(t)
+	ns := namespace(t, k)
+	path := filepath.Join(t.TempDir(), "audit.log")
+	rules := file(t, "policy.yaml", `
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- level: Metadata
+  verbs: [create]
+  resources: [{group: "", resources: [configmaps]}]
+- level: None
+`)
+	s := another(t, func(c *Config) { c.Access.Audit = access.Audit{Policy: rules, Log: path} })
+	h := startHooks(t, ns)
+	service(t, k, ns, "hook", h.addr())
+	h.answers["/judge"] = func(*admissionreviewv1.AdmissionRequest) *admissionreviewv1.AdmissionResponse {
+		return &admissionreviewv1.AdmissionResponse{Allowed: true, AuditAnnotations: map[string]string{"why": "it may"}}
+	}
+	h.answers["/label"] = labelled("seen")
+	h.validating(t, k, ns, "judge", hookSpec{"judge", "/judge", nil})
+	h.mutating(t, k, ns, "marker", admissionv1.NeverReinvocationPolicy, hookSpec{"marker", "/label", nil})
+	policy(t, k, "counted", admissionv1.ValidatingAdmissionPolicySpec{
+		MatchConstraints: onConfigMaps(ns, admissionv1.Create),
+		Validations:      []admissionv1.Validation{{Expression: "false", Message: "noted, not refused"}},
+		AuditAnnotations: []admissionv1.AuditAnnotation{{Key: "name", ValueExpression: "'it is ' + object.metadata.name"}},
+	}, admissionv1.ValidatingAdmissionPolicyBindingSpec{ValidationActions: []admissionv1.ValidationAction{admissionv1.Audit}})
+	m := ruled("m", nil)
+	m.Labels["hooked"] = "yes"
+	third := client(t, cluster.as(s, "admin", "system:masters"))
+	eventually(t, func(context.Context) error {
+		if _, err := third.CoreV1().ConfigMaps(ns).Create(ctx, m, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err != nil {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+		last := lines[len(lines)-1]
+		for _, want := range []string{`"judge.test.skein.io/why":"it may"`, `"counted/name":"it is m"`, `"validation.policy.admission.k8s.io/validation_failure"`, "noted, not refused",
+			`"mutation.webhook.admission.k8s.io/round_0_index_`} {
+			if !strings.Contains(last, want) {
+				return fmt.Errorf("the log lacks %s: %s", want, last)
+			}
+		}
+		return nil
+	})
 }
