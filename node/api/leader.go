@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/kubernetes/pkg/controller/certificates/authority"
 	"k8s.io/kubernetes/pkg/controller/clusterroleaggregation"
+	"k8s.io/utils/clock"
 )
 
 const (
@@ -47,7 +48,8 @@ func (s *Server) RunLeaderHooks(ctx context.Context, decorate func(context.Conte
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { runUpstream(ctx, client, ca); return nil })
 	g.Go(func() error { return s.watchAvailability(ctx, decorate) })
-	g.Go(func() error { return s.keepTokens(ctx, client) })
+	g.Go(func() error { return s.keepTokens(ctx, client, clock.RealClock{}) })
+	g.Go(func() error { return s.dropBootstrapTokens(ctx, client) })
 	g.Go(func() error { return s.checkPolicies(ctx, client) })
 	g.Go(func() error { s.followReplicas(ctx, client); return nil })
 	return g.Wait()

@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/pkg/controller/bootstrap"
 	serviceaccountcontroller "k8s.io/kubernetes/pkg/controller/serviceaccount"
 	policystatus "k8s.io/kubernetes/pkg/controller/validatingadmissionpolicystatus"
 	"k8s.io/kubernetes/pkg/serviceaccount"
@@ -37,8 +38,8 @@ const (
 )
 
 // keepTokens fills Secrets of type kubernetes.io/service-account-token, deletes those whose ServiceAccount is gone, and those that nobody has
-// used for a year.
-func (s *Server) keepTokens(ctx context.Context, client kubernetes.Interface) error {
+// used for a year by clk.
+func (s *Server) keepTokens(ctx context.Context, client kubernetes.Interface, clk clock.Clock) error {
 	// Of Secrets, only those; of pods, none: the cleaner asks once a day.
 	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields))
 	secrets := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
@@ -53,7 +54,7 @@ func (s *Server) keepTokens(ctx context.Context, client kubernetes.Interface) er
 	if err != nil {
 		return fmt.Errorf("token Secrets: %w", err)
 	}
-	cleaner, err := serviceaccountcontroller.NewLegacySATokenCleaner(f.Core().V1().ServiceAccounts(), secrets, livePodsOnly{client}, client, clock.RealClock{},
+	cleaner, err := serviceaccountcontroller.NewLegacySATokenCleaner(f.Core().V1().ServiceAccounts(), secrets, livePodsOnly{client}, client, clk,
 		serviceaccountcontroller.LegacySATokenCleanerOptions{CleanUpPeriod: unusedTokenLife, SyncInterval: serviceaccountcontroller.DefaultCleanerSyncInterval})
 	if err != nil {
 		return fmt.Errorf("token Secrets: %w", err)
@@ -66,6 +67,19 @@ func (s *Server) keepTokens(ctx context.Context, client kubernetes.Interface) er
 	f.Shutdown()
 	<-done
 	<-done
+	return nil
+}
+
+// dropBootstrapTokens deletes bootstrap tokens that are over. (They are refused before that.)
+func (s *Server) dropBootstrapTokens(ctx context.Context, client kubernetes.Interface) error {
+	f := bootstrapSecrets(client)
+	c, err := bootstrap.NewTokenCleaner(client, f.Core().V1().Secrets(), bootstrap.DefaultTokenCleanerOptions())
+	if err != nil {
+		return fmt.Errorf("bootstrap tokens: %w", err)
+	}
+	f.StartWithContext(ctx)
+	c.Run(ctx)
+	f.Shutdown()
 	return nil
 }
 

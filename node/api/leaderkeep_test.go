@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	restclient "k8s.io/client-go/rest"
+	clocktesting "k8s.io/utils/clock/testing"
 )
 
 // A Secret of the type gets a token that works, names its ServiceAccount, heals, and goes with it.
@@ -117,4 +119,84 @@ func TestTypesInPolicies(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A token Secret of a ServiceAccount that nobody uses is invalid after a year and gone after another; one that a pod mounts stays.
+func TestUnusedTokenSecrets(t *testing.T) {
+	ctx, k := t.Context(), admin(t)
+	ns := namespace(t, k)
+	names := []string{"idle", "mounted"}
+	if _, err := k.CoreV1().ServiceAccounts(ns).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "bot"}, Secrets: []corev1.ObjectReference{{Name: "idle"}, {Name: "mounted"}}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{corev1.ServiceAccountNameKey: "bot"}}, Type: corev1.SecretTypeServiceAccountToken}
+		if _, err := k.CoreV1().Secrets(ns).Create(ctx, secret, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, func(ctx context.Context) error {
+			s, err := k.CoreV1().Secrets(ns).Get(ctx, name, metav1.GetOptions{})
+			if err == nil && len(s.Data[corev1.ServiceAccountTokenKey]) == 0 {
+				err = errors.New("no token yet")
+			}
+			return err
+		})
+	}
+	pod := simplePod("p")
+	pod.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "mounted"}}}}
+	if _, err := k.CoreV1().Pods(ns).Create(ctx, pod, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	after := func(d time.Duration, check func(context.Context) error) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(ctx)
+		done := make(chan error, 1)
+		go func() { done <- cluster.servers[0].keepTokens(ctx, k, clocktesting.NewFakeClock(time.Now().Add(d))) }()
+		eventually(t, check)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	invalid := func(ctx context.Context, name string) (string, error) {
+		s, err := k.CoreV1().Secrets(ns).Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return "", err
+		}
+		return s.Labels["kubernetes.io/legacy-token-invalid-since"], nil
+	}
+	after(400*24*time.Hour, func(ctx context.Context) error {
+		since, err := invalid(ctx, "idle")
+		if err == nil && since == "" {
+			err = errors.New("not invalid yet")
+		}
+		return err
+	})
+	after(800*24*time.Hour, func(ctx context.Context) error {
+		if _, err := invalid(ctx, "idle"); !apierrors.IsNotFound(err) {
+			return fmt.Errorf("still there: %v", err)
+		}
+		return nil
+	})
+	if since, err := invalid(ctx, "mounted"); err != nil || since != "" {
+		t.Errorf("the one that a pod mounts: invalid since %q, %v", since, err)
+	}
+}
+
+func TestBootstrapTokensThatAreOver(t *testing.T) {
+	ctx, k := t.Context(), admin(t)
+	for id, left := range map[string]time.Duration{"eeeeee": 2 * time.Second, "ffffff": time.Hour} {
+		_, err := k.CoreV1().Secrets("kube-system").Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "bootstrap-token-" + id}, Type: corev1.SecretTypeBootstrapToken,
+			StringData: map[string]string{"token-id": id, "token-secret": "0123456789abcdef", "expiration": time.Now().Add(left).UTC().Format(time.RFC3339)}}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	gone(t, "a token that is over", func(ctx context.Context) error {
+		_, err := k.CoreV1().Secrets("kube-system").Get(ctx, "bootstrap-token-eeeeee", metav1.GetOptions{})
+		return err
+	})
+	if err := k.CoreV1().Secrets("kube-system").Delete(ctx, "bootstrap-token-ffffff", metav1.DeleteOptions{}); err != nil {
+		t.Errorf("a token that is not over: %v", err)
+	}
 }
