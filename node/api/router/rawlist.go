@@ -24,7 +24,7 @@ import (
 
 // RawLister answers lists with what is stored; see package rawlist.
 type RawLister interface {
-	List(ctx context.Context, namespace string, o storage.ListOptions, kind schema.GroupVersionKind, encode func(runtime.Object) ([]byte, error)) (begin, rest []byte, ok bool)
+	List(ctx context.Context, namespace string, o storage.ListOptions, kind schema.GroupVersionKind, encode func(runtime.Object) ([]byte, error)) (parts [][]byte, ok bool)
 }
 
 // RawListers gives the lister of a resource; nil when there is none.
@@ -57,7 +57,7 @@ func (e *endpoint) raw(next http.HandlerFunc) http.HandlerFunc {
 			return
 		}
 		encoder := e.scope.Serializer.EncoderForVersion(info.Serializer, e.scope.Kind.GroupVersion())
-		begin, tail, ok := e.rawLister.List(r.Context(), namespace, o, e.scope.Kind, func(o runtime.Object) ([]byte, error) {
+		parts, ok := e.rawLister.List(r.Context(), namespace, o, e.scope.Kind, func(o runtime.Object) ([]byte, error) {
 			var b bytes.Buffer
 			err := encoder.Encode(o, &b)
 			return b.Bytes(), err
@@ -67,7 +67,7 @@ func (e *endpoint) raw(next http.HandlerFunc) http.HandlerFunc {
 			return
 		}
 		audit.LogResponseObject(r.Context(), e.storage.(rest.Lister).NewList(), e.scope.Kind.GroupVersion(), e.scope.Serializer)
-		responsewriters.SerializeObject(info.MediaType, stored{encoder, begin, tail}, w, r, http.StatusOK, nil)
+		responsewriters.SerializeObject(info.MediaType, stored{encoder, parts}, w, r, http.StatusOK, nil)
 	}
 }
 
@@ -95,13 +95,14 @@ func (e *endpoint) plainList(r *http.Request) (_ storage.ListOptions, namespace 
 // that.
 type stored struct {
 	runtime.Encoder
-	begin, rest []byte
+	parts [][]byte
 }
 
 func (s stored) Encode(_ runtime.Object, w io.Writer) error {
-	if _, err := w.Write(s.begin); err != nil {
-		return err
+	for _, p := range s.parts {
+		if _, err := w.Write(p); err != nil {
+			return err
+		}
 	}
-	_, err := w.Write(s.rest)
-	return err
+	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"context"
 	"encoding/binary"
 	"hash/maphash"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -34,6 +35,8 @@ const (
 	pageSize = 500
 	// remembered bounds the objects of which it is known how they are stored, twice.
 	remembered = 1 << 15
+	// spliced is how much longer an item may be than what is stored.
+	spliced = 32
 )
 
 // magic begins everything that Kubernetes stores or sends as protobuf.
@@ -63,21 +66,21 @@ func New(cfg Config) *Lister {
 	return &Lister{cfg: cfg, seed: maphash.MakeSeed(), now: map[uint64]bool{}}
 }
 
-// List gives the answer to a list of a namespace, or of all: what begins every message, and the rest. encode is upstream's encoder for the
+// List gives the answer to a list of a namespace, or of all, in parts; the first is what begins every message. encode is upstream's encoder for the
 // objects of kind. ok = false leaves it to upstream.
-func (l *Lister) List(ctx context.Context, namespace string, o storage.ListOptions, kind schema.GroupVersionKind, encode func(runtime.Object) ([]byte, error)) (begin, rest []byte, ok bool) {
+func (l *Lister) List(ctx context.Context, namespace string, o storage.ListOptions, kind schema.GroupVersionKind, encode func(runtime.Object) ([]byte, error)) (parts [][]byte, ok bool) {
 	key := l.cfg.ResourcePrefix
 	if namespace != "" {
 		key = strings.TrimSuffix(key, "/") + "/" + namespace
 	}
 	key, err := storage.PrepareKey(l.cfg.ResourcePrefix, key, true)
 	if err != nil {
-		return nil, nil, false
+		return nil, false
 	}
 	prefix := strings.TrimSuffix(l.cfg.PathPrefix, "/") + "/" + strings.TrimPrefix(key, "/")
 	rev, from, err := storage.ValidateListOptions(prefix, l.cfg.Versioner, o)
 	if err != nil {
-		return nil, nil, false
+		return nil, false
 	}
 	w := &writer{l: l, kind: kind, typeMeta: encodeTypeMeta(kind), encode: encode}
 	limit := o.Predicate.Limit
@@ -89,14 +92,20 @@ func (l *Lister) List(ctx context.Context, namespace string, o storage.ListOptio
 		}
 		r, err := l.cfg.Client.Kubernetes.List(ctx, prefix, etcdclient.ListOptions{Revision: rev, Limit: page, Continue: from})
 		if err != nil || !l.fresh(o, r.Revision) {
-			return nil, nil, false
+			return nil, false
 		}
 		if rev == 0 {
 			rev = r.Revision
 		}
+		size := 0
 		for _, kv := range r.Kvs {
+			size += len(kv.Value) + spliced
+		}
+		w.items = slices.Grow(w.items, size)
+		for i, kv := range r.Kvs {
+			r.Kvs[i] = nil
 			if err := w.add(ctx, kv); err != nil {
-				return nil, nil, false
+				return nil, false
 			}
 			last = string(kv.Key)
 		}
@@ -105,13 +114,13 @@ func (l *Lister) List(ctx context.Context, namespace string, o storage.ListOptio
 		if !more || limit > 0 && int64(w.n) >= limit {
 			token, remaining, err := storage.PrepareContinueToken(last, prefix, rev, r.Count-int64(len(r.Kvs))+int64(w.n), more, o)
 			if err != nil {
-				return nil, nil, false
+				return nil, false
 			}
-			rest, err := w.finish(metav1.ListMeta{ResourceVersion: strconv.FormatInt(rev, 10), Continue: token, RemainingItemCount: remaining})
-			return magic, rest, err == nil
+			head, tail, err := w.finish(metav1.ListMeta{ResourceVersion: strconv.FormatInt(rev, 10), Continue: token, RemainingItemCount: remaining})
+			return [][]byte{magic, head, w.items, tail}, err == nil
 		}
 		if len(r.Kvs) == 0 {
-			return nil, nil, false
+			return nil, false
 		}
 	}
 }
@@ -218,24 +227,22 @@ func (w *writer) upstream(data []byte, rev int64) ([]byte, error) {
 	return protowire.AppendBytes(protowire.AppendTag(nil, 2, protowire.BytesType), raw), nil
 }
 
-// finish gives the message without its magic.
-func (w *writer) finish(m metav1.ListMeta) ([]byte, error) {
+// finish gives what comes before and behind the items.
+func (w *writer) finish(m metav1.ListMeta) (head, tail []byte, err error) {
 	meta, err := m.Marshal()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	size := protowire.SizeTag(1) + protowire.SizeBytes(len(meta)) + len(w.items)
 	list := w.kind
 	list.Kind += "List"
-	out := make([]byte, 0, size+200)
-	out = protowire.AppendBytes(protowire.AppendTag(out, 1, protowire.BytesType), encodeTypeMeta(list))
-	out = protowire.AppendVarint(protowire.AppendTag(out, 2, protowire.BytesType), uint64(size))
-	out = protowire.AppendBytes(protowire.AppendTag(out, 1, protowire.BytesType), meta)
-	out = append(out, w.items...)
+	head = protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), encodeTypeMeta(list))
+	head = protowire.AppendVarint(protowire.AppendTag(head, 2, protowire.BytesType), uint64(size))
+	head = protowire.AppendBytes(protowire.AppendTag(head, 1, protowire.BytesType), meta)
 	for _, empty := range []protowire.Number{3, 4} { // contentEncoding, contentType
-		out = protowire.AppendBytes(protowire.AppendTag(out, empty, protowire.BytesType), nil)
+		tail = protowire.AppendBytes(protowire.AppendTag(tail, empty, protowire.BytesType), nil)
 	}
-	return out, nil
+	return head, tail, nil
 }
 
 func encodeTypeMeta(k schema.GroupVersionKind) []byte {
