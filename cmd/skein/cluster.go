@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -257,10 +258,19 @@ func (l *leaveCmd) Run(ctx context.Context) error {
 
 type kubeconfigCmd struct {
 	targetFlag
-	Server string `help:"URL of the node to talk to (default: this node's address)."`
+	Server string        `help:"URL of the node to talk to (default: this node's address)."`
+	User   string        `help:"Print one of this user instead of an administrator's; what he may is for RBAC to say."`
+	Group  []string      `help:"Groups that the user is in."`
+	TTL    time.Duration `name:"ttl" help:"How long the user's lasts; ten minutes to a year." default:"8760h"`
 }
 
 func (k *kubeconfigCmd) Run(ctx context.Context) error {
+	if k.User == "" && len(k.Group) > 0 {
+		return errors.New("--group is of a --user")
+	}
+	if k.User != "" && (k.TTL < 10*time.Minute || k.TTL > 365*24*time.Hour) {
+		return fmt.Errorf("--ttl %s: want ten minutes to a year", k.TTL)
+	}
 	c, err := k.client()
 	if err != nil {
 		return err
@@ -268,6 +278,11 @@ func (k *kubeconfigCmd) Run(ctx context.Context) error {
 	b, err := c.Kubeconfig(ctx, k.Server)
 	if err != nil {
 		return err
+	}
+	if k.User != "" {
+		if b, err = userKubeconfig(ctx, b, k.User, k.Group, k.TTL); err != nil {
+			return err
+		}
 	}
 	_, err = os.Stdout.Write(b)
 	return err

@@ -38,7 +38,7 @@ type CLI struct {
 	Token      tokenCmd      `cmd:"" group:"cluster" help:"Join tokens."`
 	Store      storeCmd      `cmd:"" group:"cluster" help:"The store, for etcd's own tools."`
 	Keys       keysCmd       `cmd:"" group:"cluster" help:"The keys that seal Secrets in the store."`
-	Kubeconfig kubeconfigCmd `cmd:"" group:"cluster" help:"Print an administrator's kubeconfig."`
+	Kubeconfig kubeconfigCmd `cmd:"" group:"cluster" help:"Print a kubeconfig: an administrator's, or a user's."`
 	Backup     backupCmd     `cmd:"" group:"cluster" help:"Back the whole cluster up into a file, and check such files."`
 	Version    versionCmd    `cmd:"" group:"cluster" help:"Print the version."`
 

@@ -65,6 +65,14 @@ func TestBadInput(t *testing.T) {
 		{[]string{"token", "create", "--ttl", "soon"}, 2, "--ttl"},
 		{[]string{"members", "--kubeconfig", none}, 1, none},
 		{[]string{"images", "import", none}, 1, "no such file"},
+		{[]string{"kubeconfig", "--group", "devs"}, 1, "--group is of a --user"},
+		{[]string{"kubeconfig", "--user", "jane", "--ttl", "1m"}, 1, "ten minutes to a year"},
+		{[]string{"up", "--address", "192.0.2.9", "--state-dir", none, "--audit-log-path", "/x"}, 1, "without a policy"},
+		{[]string{"up", "--address", "192.0.2.9", "--state-dir", none, "--authentication-config", file("authn.yaml", "kind: Nonsense\n"),
+			"--authorization-config", file("authz.yaml", "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthorizationConfiguration\nauthorizers: [{type: RBAC, name: rbac}]\n")}, 1, "authz.yaml: missing required types: [Node]"},
+		{[]string{"up", "--address", "192.0.2.9", "--state-dir", none, "--authentication-config", none}, 1, "authentication configuration " + none},
+		{[]string{"up", "--address", "192.0.2.9", "--state-dir", none, "--enable-admission-plugins", "Nonsense"}, 1, `"Nonsense" is unknown`},
+		{[]string{"up", "--address", "192.0.2.9", "--state-dir", none, "--max-watches=-1"}, 1, "-1 watches at once"},
 		{[]string{"install", "--", "frob"}, 1, `not "frob"`},
 	} {
 		code, out, errOut := capture(t, c.args...)

@@ -80,7 +80,7 @@ func (b *build) buildAuthentication(ctx context.Context) error {
 		byToken = union.NewFailOnError(byToken, anonymousOutside(anonymous.NewAuthenticator(nil)))
 	}
 	byCert := rememberCerts(x509.NewDynamic(b.clientCA.VerifyOptions, x509.CommonNameUserConversion))
-	a.Authenticator = union.NewFailOnError(group.NewAuthenticatedGroupAdder(byCert), byToken)
+	a.Authenticator = slowStrangers(union.NewFailOnError(group.NewAuthenticatedGroupAdder(byCert), byToken))
 	return nil
 }
 

@@ -112,6 +112,7 @@ func newBuild(ctx context.Context, cfg *Config, bridge *store.Bridge) (*build, e
 	b.informers = informers.NewSharedInformerFactoryWithOptions(b.client, 0, informers.WithTransform(dropManagedFields))
 	b.services = aggregatorapi.NewClusterIPServiceResolver(b.informers.Core().V1().Services().Lister())
 	b.generic.FlowControl = utilflowcontrol.New(b.informers, b.client.FlowcontrolV1(), b.generic.MaxRequestsInFlight+b.generic.MaxMutatingRequestsInFlight)
+	b.generic.FlowControl = newTurns(b.generic.FlowControl)
 	if b.log.enabled() {
 		b.generic.FlowControl = notedFlow{b.generic.FlowControl}
 	}
@@ -155,7 +156,7 @@ func (b *build) genericConfig() *genericapiserver.Config {
 	c.MaxRequestBodyBytes = b.cfg.Limits.Body
 	watches := newWatchLimit(b.cfg.Limits, c.Serializer)
 	c.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler {
-		h = watches.bound(h)
+		h = refuse(watches.bound(h), c.Serializer)
 		if b.log.enabled() {
 			h = known(h)
 		}

@@ -69,6 +69,10 @@ type running struct {
 var cluster *fixture
 
 func TestMain(m *testing.M) {
+	if bad := os.Getenv(badClientEnv); bad != "" {
+		runBadClient(bad)
+		return
+	}
 	// The testing package replaces os.Stderr when it runs (golang/go#33419), while the servers below log already.
 	if os.Getenv("SKEIN_TEST_KLOG") == "" {
 		klog.SetLogger(logr.Discard())

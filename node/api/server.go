@@ -222,7 +222,7 @@ func (s *Server) bounded(h http.Handler) http.Handler {
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()
 		defer context.AfterFunc(s.requests, cancel)()
-		h.ServeHTTP(w, r.WithContext(ctx))
+		h.ServeHTTP(w, withVerdict(r.WithContext(ctx)))
 	})
 }
 

@@ -74,7 +74,8 @@ type Config struct {
 	FirstByteTimeout time.Duration
 	// ShutdownTimeout is how long requests may take to finish when Run ends. Default 3 s.
 	ShutdownTimeout time.Duration
-	// MaxConns bounds the connections that are open at once; more are closed at once. Default 8192.
+	// MaxConns bounds the connections that are open at once; more are closed at once, and so are those of one address beyond half of
+	// it. Default 8192.
 	MaxConns int
 
 	// Dial opens connections to other nodes. Default: a net.Dialer.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,8 +37,9 @@ type Front struct {
 	conns  atomic.Int64 // open ones, of all kinds
 	outage outage
 
-	mu      sync.Mutex // guards spliced
+	mu      sync.Mutex // guards the rest
 	spliced map[*splice]struct{}
+	sources map[netip.Addr]int // open connections of each address
 }
 
 // New makes a front. Run must be called, for the listeners to be closed.
@@ -46,7 +48,7 @@ func New(cfg Config) (*Front, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Front{cfg: cfg, local: newHandover(cfg.Listeners[0].Addr()), spliced: map[*splice]struct{}{}}, nil
+	return &Front{cfg: cfg, local: newHandover(cfg.Listeners[0].Addr()), spliced: map[*splice]struct{}{}, sources: map[netip.Addr]int{}}, nil
 }
 
 // Run serves until ctx ends or a listener fails. All connections are closed when it returns.
@@ -152,15 +154,50 @@ func (f *Front) accept(ctx, life context.Context, wg *sync.WaitGroup, l net.List
 			c.Close()
 			continue
 		}
+		source, ok := f.enter(c)
+		if !ok {
+			f.conns.Add(-1)
+			f.cfg.Logger.Warn("too many connections of one address, closing the newest", "address", source, "open", f.perSource())
+			c.Close()
+			continue
+		}
 		counted := &conn{Conn: c}
 		forget := context.AfterFunc(life, func() { counted.Close() })
 		wg.Add(1) // Run returns when the last one is closed
 		counted.closed = func() {
 			forget()
 			f.conns.Add(-1)
+			f.leave(source)
 			wg.Done()
 		}
 		wg.Go(func() { f.decide(ctx, counted) })
+	}
+}
+
+// perSource is how many connections one address may have open: no one client shuts the others out. Another node's front, through which
+// many come, is an address as well.
+func (f *Front) perSource() int { return (f.cfg.MaxConns + 1) / 2 }
+
+// enter counts a connection of an address; false when it has too many.
+func (f *Front) enter(c net.Conn) (netip.Addr, bool) {
+	var source netip.Addr
+	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+		source = a.AddrPort().Addr().Unmap()
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.sources[source] >= f.perSource() {
+		return source, false
+	}
+	f.sources[source]++
+	return source, true
+}
+
+func (f *Front) leave(source netip.Addr) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.sources[source]--; f.sources[source] == 0 {
+		delete(f.sources, source)
 	}
 }
 

@@ -443,6 +443,29 @@ func TestBoundsConnections(t *testing.T) {
 	c.mustGet(cl, n, "/who")
 }
 
+// One address does not take all connections.
+func TestBoundsAnAddress(t *testing.T) {
+	c := newCluster(t)
+	n := c.start("a", whoAmI("a"), func(cfg *Config) { cfg.MaxConns = 4 })
+	first := c.client("x")
+	c.mustGet(first, n, "/who")
+	c.mustGet(c.client("y"), n, "/who")
+	if _, _, err := c.get(c.client("z"), n, "/who"); err == nil {
+		t.Fatal("a third connection of four was served to one address")
+	}
+	if source, ok := n.enter(&net.TCPConn{}); !ok || len(n.sources) != 2 { // of nowhere
+		t.Errorf("another address is refused: %v, %v", source, n.sources)
+	}
+	n.leave(netip.Addr{})
+	first.CloseIdleConnections()
+	for { // the front hears of it
+		if _, _, err := c.get(c.client("z"), n, "/who"); err == nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 func TestValidateReportsAll(t *testing.T) {
 	_, err := New(Config{MaxConns: -1})
 	if err == nil {

@@ -1,0 +1,244 @@
+package api
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	restclient "k8s.io/client-go/rest"
+)
+
+// badClient is what a process of its own does to a server, at full speed, without a word of Retry-After.
+type badClient struct {
+	Host, Namespace      string
+	CA, Cert, Key        []byte
+	Method, Path, Body   string
+	Connections, Streams int // Streams each
+}
+
+const badClientEnv = "SKEIN_TEST_BAD_CLIENT"
+
+// runBadClient is the main function of that process. It ends when its standard input does.
+func runBadClient(text string) {
+	// It would be on another machine.
+	_ = syscall.Setpriority(syscall.PRIO_PROCESS, 0, 19)
+	var b badClient
+	if err := json.Unmarshal([]byte(text), &b); err != nil {
+		panic(err)
+	}
+	var mu sync.Mutex // guards codes
+	codes := map[int]int{}
+	once := func(hc *http.Client) {
+		r, err := http.NewRequest(b.Method, b.Host+b.Path, bytes.NewReader([]byte(b.Body)))
+		if err != nil {
+			panic(err)
+		}
+		r.Header.Set("Content-Type", "application/json")
+		code := 0
+		resp, err := hc.Do(r)
+		if err == nil {
+			code = resp.StatusCode
+		}
+		mu.Lock()
+		codes[code]++
+		mu.Unlock()
+		if err == nil {
+			_, _ = io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+		}
+	}
+	var clients []*http.Client
+	for range b.Connections {
+		hc, err := restclient.HTTPClientFor(&restclient.Config{Host: b.Host, TLSClientConfig: restclient.TLSClientConfig{CAData: b.CA, CertData: b.Cert, KeyData: b.Key}, Dial: freshDial()})
+		if err != nil {
+			panic(err)
+		}
+		r, err := http.NewRequest(http.MethodGet, b.Host+"/version", nil) // one connection each
+		if err != nil {
+			panic(err)
+		}
+		resp, err := hc.Do(r)
+		if err != nil {
+			panic(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		clients = append(clients, hc)
+	}
+	for _, hc := range clients {
+		for range b.Streams {
+			go func() {
+				for {
+					once(hc)
+				}
+			}()
+		}
+	}
+	for warm := 0; warm < b.Connections; time.Sleep(10 * time.Millisecond) { // at full speed when the first answers are there
+		mu.Lock()
+		warm = 0
+		for _, n := range codes {
+			warm += n
+		}
+		mu.Unlock()
+	}
+	fmt.Println("at full speed")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	mu.Lock()
+	defer mu.Unlock()
+	_ = json.NewEncoder(os.Stdout).Encode(codes)
+}
+
+// freshDial keeps client-go from sharing one connection among clients.
+func freshDial() func(context.Context, string, string) (net.Conn, error) {
+	d := &net.Dialer{}
+	return func(ctx context.Context, n, a string) (net.Conn, error) { return d.DialContext(ctx, n, a) }
+}
+
+// start runs it, and gives what ends it and tells what it was answered, by status.
+func (b badClient) start(t *testing.T) func() map[int]int {
+	t.Helper()
+	text, err := json.Marshal(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), badClientEnv+"="+string(text), "GOMAXPROCS=1")
+	cmd.Stderr = os.Stderr
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	out := bufio.NewReader(pipe)
+	if _, err := out.ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	return sync.OnceValue(func() map[int]int {
+		in.Close()
+		codes := map[int]int{}
+		if err := json.NewDecoder(out).Decode(&codes); err != nil {
+			t.Error(err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+		return codes
+	})
+}
+
+// latencies is what a well-behaved client sees: reads, lists and writes, one after the other at a steady rate.
+func latencies(ctx context.Context, t *testing.T, k kubernetes.Interface, ns string, n int) []time.Duration {
+	t.Helper()
+	out := make([]time.Duration, 0, n)
+	tick := time.NewTicker(15 * time.Millisecond)
+	defer tick.Stop()
+	for i := range n {
+		<-tick.C
+		began := time.Now()
+		var err error
+		switch i % 3 {
+		case 0:
+			_, err = k.CoreV1().ConfigMaps(ns).Get(ctx, "mine", metav1.GetOptions{})
+		case 1:
+			_, err = k.CoreV1().ConfigMaps(ns).List(ctx, metav1.ListOptions{})
+		case 2:
+			_, err = k.CoreV1().ConfigMaps(ns).Patch(ctx, "mine", "application/merge-patch+json", []byte(`{"data":{"n":"`+strconv.Itoa(i)+`"}}`), metav1.PatchOptions{})
+		}
+		out = append(out, time.Since(began))
+		if err != nil {
+			t.Errorf("the good client: %v", err)
+		}
+	}
+	return out
+}
+
+func quantile(d []time.Duration, q float64) time.Duration {
+	d = slices.Clone(d)
+	slices.Sort(d)
+	return d[min(len(d)-1, int(q*float64(len(d))))]
+}
+
+const (
+	// badTries is how often it is measured at most: neighbours on the machine may be busy in just one half of a try.
+	badTries = 3
+	// badFloor is a p99 that is as good as any: below it the measure is the scheduler's.
+	badFloor = 5 * time.Millisecond
+)
+
+// One client at full speed does not raise another's p99 more than twofold.
+func TestOneBadClient(t *testing.T) {
+	if os.Getenv("SKEIN_LOAD") == "" {
+		t.Skip("measures time without the race detector: make load-api")
+	}
+	ctx, k := t.Context(), admin(t)
+	s := another(t, func(c *Config) {})
+	ns, full := namespace(t, k), namespace(t, k)
+	for i := range 1000 {
+		cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("c%d", i)}, Data: map[string]string{"x": string(bytes.Repeat([]byte("x"), 2000))}}
+		if _, err := k.CoreV1().ConfigMaps(full).Create(ctx, cm, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := k.CoreV1().ConfigMaps(ns).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "mine"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	goodCfg, badCfg := cluster.as(s, "good"), cluster.as(s, "bad")
+	good := client(t, goodCfg)
+	for _, u := range []string{"good", "bad"} {
+		grant(t, k, client(t, cluster.as(s, u)), u, rbacv1.PolicyRule{Verbs: []string{"*"}, APIGroups: []string{""}, Resources: []string{"configmaps"}})
+	}
+	for _, c := range []struct {
+		name string
+		bad  badClient
+	}{
+		{"lists", badClient{Method: "GET", Path: "/api/v1/namespaces/" + full + "/configmaps", Connections: 8, Streams: 50}},
+		{"gets", badClient{Method: "GET", Path: "/api/v1/namespaces/" + full + "/configmaps/c1", Connections: 8, Streams: 50}},
+		{"creates", badClient{Method: "POST", Path: "/api/v1/namespaces/" + full + "/configmaps", Body: `{"metadata":{"generateName":"g-"}}`, Connections: 8, Streams: 50}},
+		{"watches", badClient{Method: "GET", Path: "/api/v1/configmaps?watch=true", Connections: 8, Streams: 125}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := c.bad
+			b.Host, b.CA, b.Cert, b.Key = badCfg.Host, badCfg.CAData, badCfg.CertData, badCfg.KeyData
+			var report string
+			for try := range badTries {
+				var quiet, loud []time.Duration
+				for range 2 { // in turns: the machine has other things to do as well
+					quiet = append(quiet, latencies(ctx, t, good, ns, 100)...)
+					stop := b.start(t)
+					loud = append(loud, latencies(ctx, t, good, ns, 100)...)
+					t.Logf("the bad client's answers: %v", stop())
+				}
+				report = fmt.Sprintf("p50 %s -> %s, p99 %s -> %s", quantile(quiet, .5), quantile(loud, .5), quantile(quiet, .99), quantile(loud, .99))
+				t.Logf("try %d: %s", try+1, report)
+				if quantile(loud, .99) <= 2*max(quantile(quiet, .99), badFloor) {
+					return
+				}
+			}
+			t.Errorf("raised more than twofold in each of %d tries: %s", badTries, report)
+		})
+	}
+}

@@ -1,0 +1,158 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	flowcontrol "k8s.io/api/flowcontrol/v1"
+	"k8s.io/apiserver/pkg/authentication/authenticator"
+	"k8s.io/apiserver/pkg/authentication/user"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
+	utilflowcontrol "k8s.io/apiserver/pkg/util/flowcontrol"
+	fq "k8s.io/apiserver/pkg/util/flowcontrol/fairqueuing"
+	fcrequest "k8s.io/apiserver/pkg/util/flowcontrol/request"
+)
+
+// everybody lets all requests pass.
+type everybody struct{ utilflowcontrol.Interface }
+
+func (everybody) Handle(_ context.Context, _ utilflowcontrol.RequestDigest, _ func(*flowcontrol.FlowSchema, *flowcontrol.PriorityLevelConfiguration, string),
+	_ func() fcrequest.WorkEstimate, _ fq.QueueNoteFn, exec func()) {
+	exec()
+}
+
+func digest(name, verb string, groups ...string) utilflowcontrol.RequestDigest {
+	return utilflowcontrol.RequestDigest{User: &user.DefaultInfo{Name: name, Groups: groups}, RequestInfo: &apirequest.RequestInfo{Verb: verb}}
+}
+
+// Of one user's requests a few are under way, of others' as many as of his; what waits too long, or is one too many, is refused, and nothing is left behind.
+func TestTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turn := newTurns(everybody{})
+		turn.limit = [kindCount]int{reads: 4, writes: 8, lists: 1}
+		ctx, cancel := context.WithCancel(context.Background())
+		hold := make(chan struct{})
+		running, done, refused := map[string]int{}, 0, 0
+		events := make(chan func(), 4*maxWaiting)
+		ask := func(ctx context.Context, name, verb string, groups ...string) {
+			v := &verdict{}
+			go func() {
+				turn.Handle(context.WithValue(ctx, verdictKey{}, v), digest(name, verb, groups...), nil, nil, nil, func() {
+					if v.refused.Load() {
+						events <- func() { refused++ }
+						return
+					}
+					events <- func() { running[name+" "+verb]++ }
+					<-hold
+				})
+				events <- func() { done++ }
+			}()
+		}
+		settle := func() {
+			synctest.Wait()
+			for {
+				select {
+				case f := <-events:
+					f()
+				default:
+					return
+				}
+			}
+		}
+		for range 100 {
+			ask(ctx, "bad", "get")
+			ask(ctx, "bad", "update")
+			ask(ctx, "root", "get", user.SystemPrivilegedGroup)
+		}
+		for range 3 {
+			ask(ctx, "good", "get")
+		}
+		settle()
+		if want := fmt.Sprint(map[string]int{"bad get": 4, "bad update": 8, "root get": 100, "good get": 3}); fmt.Sprint(running) != want {
+			t.Errorf("under way are %v, want %s", running, want)
+		}
+		// A list that takes long lets the next one go on.
+		ask(ctx, "slow", "list")
+		ask(ctx, "slow", "watch")
+		settle()
+		if running["slow list"]+running["slow watch"] != 1 {
+			t.Errorf("two lists at once: %v", running)
+		}
+		time.Sleep(maxTurn + time.Millisecond)
+		settle()
+		if running["slow list"] != 1 || running["slow watch"] != 1 {
+			t.Errorf("the second list still waits: %v", running)
+		}
+		// One too many is held, then refused; the same for who has no more time.
+		for range maxWaiting - 96 + 5 {
+			ask(ctx, "bad", "get")
+		}
+		settle()
+		if refused != 0 {
+			t.Errorf("%d are refused at once", refused)
+		}
+		time.Sleep(punish)
+		settle()
+		if refused != 5 {
+			t.Errorf("%d are refused, want 5", refused)
+		}
+		short, end := context.WithTimeout(ctx, time.Millisecond)
+		ask(short, "bad", "delete")
+		time.Sleep(2 * time.Millisecond)
+		settle()
+		end()
+		if refused != 6 {
+			t.Errorf("%d are refused, want 6", refused)
+		}
+		// All come to an end.
+		cancel()
+		close(hold)
+		settle()
+		if want := 300 + 3 + 2 + maxWaiting - 96 + 5 + 1; done != want {
+			t.Errorf("%d ended of %d", done, want)
+		}
+		if len(turn.users) != 0 {
+			t.Errorf("%d users are remembered", len(turn.users))
+		}
+	})
+}
+
+// Failures from one address are slowed down, others' and successes are not.
+func TestStrangersAreSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := slowStrangers(authenticator.RequestFunc(func(r *http.Request) (*authenticator.Response, bool, error) {
+			return &authenticator.Response{}, r.Header.Get("Authorization") == "good", nil
+		}))
+		ask := func(address, token string) time.Duration {
+			r := httptest.NewRequest(http.MethodGet, "/", nil)
+			r.RemoteAddr = address
+			r.Header.Set("Authorization", token)
+			began := time.Now()
+			if _, ok, _ := a.AuthenticateRequest(r); ok != (token == "good") {
+				t.Errorf("%s is %v", token, ok)
+			}
+			return time.Since(began)
+		}
+		for range failuresAtOnce {
+			if d := ask("192.0.2.1:1", "bad"); d != 0 {
+				t.Fatalf("held for %s", d)
+			}
+		}
+		if d := ask("192.0.2.1:2", "bad"); d != punish {
+			t.Errorf("one too many is held for %s", d)
+		}
+		for range 1000 {
+			if d := ask("192.0.2.1:3", "good"); d != 0 {
+				t.Fatalf("the right token is held for %s", d)
+			}
+		}
+		if d := ask("192.0.2.2:1", "bad"); d != 0 {
+			t.Errorf("another address is held for %s", d)
+		}
+	})
+}
