@@ -75,6 +75,11 @@ slices: ## a slice of each slow suite that is no Go test of the default build: e
 	@$(MAKE) --no-print-directory etcdctl-store
 	@$(MAKE) --no-print-directory bench-store-fast || $(MAKE) --no-print-directory bench-store-fast # a machine may be busy once
 	@$(MAKE) --no-print-directory bench-api-fast || $(MAKE) --no-print-directory bench-api-fast
+	@$(MAKE) --no-print-directory load-api
+
+.PHONY: load-api
+load-api: ## one bad client at full speed against the p99 of another, on real sockets; wants a quiet machine
+	SKEIN_LOAD=1 CGO_ENABLED=0 go test -tags $(TAGS) -ldflags "$(KUBELD)" -count=1 -timeout 10m -v -run TestOneBadClient ./node/api
 
 # The store against upstream's etcd of the same version as its libraries, which is built from its own module.
 .PHONY: bench-space bench-store bench-store-fast bench-store-deps
