@@ -40,7 +40,7 @@ const (
 	TagZone     = "z"
 	TagRole     = "r"   // leader, voter, spare or none: what the node holds now
 	TagVersion  = "v"   // of the binary, for people
-	TagReady    = "rdy" // "1" while the node serves the API from a replica of its own
+	TagReady    = "rdy" // "1" while the node serves the API from a replica of its own, "0" while that has lost the store's leader
 	tagLevel    = "pl"  // protocol level; set by this package
 	tagMinLevel = "pm"
 )

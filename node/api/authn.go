@@ -21,8 +21,12 @@ import (
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	restclient "k8s.io/client-go/rest"
 	openapicommon "k8s.io/kube-openapi/pkg/common"
 	"k8s.io/kubernetes/pkg/serviceaccount"
+
+	"skein.io/skein/node/api/lastknown"
 )
 
 const (
@@ -60,11 +64,17 @@ func newTokens(cfg *Config) (tokens, error) {
 func (b *build) buildAuthentication(ctx context.Context) error {
 	a := &b.generic.Authentication
 	issuer := b.cfg.Issuer
+	loop := restclient.CopyConfig(b.generic.LoopbackClientConfig)
+	loop.Transport = b.loopback.Decorated(lastknown.AnyAge)
+	core, err := corev1client.NewForConfig(loop)
+	if err != nil {
+		return fmt.Errorf("authentication: in-process client: %w", err)
+	}
 	o := b.cfg.Access.AuthenticationOptions(issuer)
 	o.TokenSuccessCacheTTL = verdictTTL
 	o.ServiceAccounts.ExternalPublicKeysGetter = b.tokens.keys
 	o.ServiceAccounts.OptionalTokenGetter = func(informers.SharedInformerFactory) serviceaccount.ServiceAccountTokenGetter {
-		return liveTokenGetter{b.client}
+		return liveTokenGetter{core}
 	}
 	b.bootstrap = bootstrapSecrets(b.client)
 	view := leanInformers{SharedInformerFactory: b.informers, secrets: b.bootstrap}
@@ -142,20 +152,20 @@ func rememberCerts(a authenticator.Request) authenticator.Request {
 
 // liveTokenGetter looks up through the API what a token is bound to. Upstream's keeps all pods,
 // secrets and nodes in memory for it.
-type liveTokenGetter struct{ client kubernetes.Interface }
+type liveTokenGetter struct{ client corev1client.CoreV1Interface }
 
 func (g liveTokenGetter) GetServiceAccount(ctx context.Context, namespace, name string) (*corev1.ServiceAccount, error) {
-	return g.client.CoreV1().ServiceAccounts(namespace).Get(ctx, name, metav1.GetOptions{})
+	return g.client.ServiceAccounts(namespace).Get(ctx, name, metav1.GetOptions{})
 }
 
 func (g liveTokenGetter) GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
-	return g.client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+	return g.client.Pods(namespace).Get(ctx, name, metav1.GetOptions{})
 }
 
 func (g liveTokenGetter) GetSecret(ctx context.Context, namespace, name string) (*corev1.Secret, error) {
-	return g.client.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
+	return g.client.Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
 }
 
 func (g liveTokenGetter) GetNode(ctx context.Context, name string) (*corev1.Node, error) {
-	return g.client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	return g.client.Nodes().Get(ctx, name, metav1.GetOptions{})
 }

@@ -143,6 +143,7 @@ func (n *node) watchStore(ctx context.Context) error {
 	lost, saved := false, time.Now()
 	for {
 		n.announceRole()
+		n.announceReady()
 		n.dropRing()
 		was := lost
 		lost = slices.ContainsFunc(n.host.Status(), func(s host.ShardStatus) bool { return s.SinceContact > 3*time.Second })
@@ -255,10 +256,10 @@ func (n *node) serveAPI(ctx context.Context, clients shardClients, changed <-cha
 			n.log.Info("the API serves", "after", time.Since(began).Round(time.Millisecond))
 			n.parts.set("api", nil, "serves from the local replicas")
 			n.api.put(srv, keys)
-			n.announce(map[string]string{membership.TagReady: "1"})
+			n.announceReady()
 			defer func() {
-				n.announce(map[string]string{membership.TagReady: ""})
 				n.api.put(nil, clusterKeys{})
+				n.announceReady()
 			}()
 		case err := <-ended:
 			if err == nil && ctx.Err() == nil {

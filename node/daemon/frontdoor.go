@@ -58,6 +58,7 @@ func (n *node) newFront() (*front.Front, error) {
 			}
 			return nil
 		},
+		Behind:   n.behind,
 		Replicas: n.frontTargets, Changed: n.gossip.Subscribe,
 		ServingCert: n.minter.Cert,
 		NodeCert:    func() (*tls.Certificate, error) { c := n.id.Certificate(); return &c, nil },
@@ -93,7 +94,8 @@ func (n *node) frontTargets() (out []front.Target) {
 		rtt, _ := n.gossip.RTT(m.Name)
 		out = append(out, front.Target{
 			Name: m.Name, Addr: netip.AddrPortFrom(m.Addr, tagPort(m, membership.TagAPI, apiPort)), RTT: rtt,
-			Ready: m.Verdict == health.Alive && m.Tags[membership.TagReady] == "1",
+			Ready:  m.Verdict == health.Alive && m.Tags[membership.TagReady] != "",
+			Behind: m.Tags[membership.TagReady] == servesBehind,
 		})
 	}
 	return out

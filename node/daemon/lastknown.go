@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"skein.io/skein/consensus/host"
+	"skein.io/skein/gossip/membership"
 	"skein.io/skein/node/client"
 )
 
@@ -28,6 +29,30 @@ func (n *node) noteSeen() {
 func (n *node) age() (time.Duration, bool) {
 	seen := n.desired.Seen()
 	return max(0, time.Since(seen)) + unnoticed, !seen.IsZero()
+}
+
+// servesBehind is the tag of a node that serves the API without a leader of the store.
+const servesBehind = "0"
+
+// behind tells whether this node's replica of some shard has lost its leader.
+func (n *node) behind() bool {
+	for _, s := range n.host.Shards().Shards() {
+		if _, lost := n.host.Silence(s.Name); lost {
+			return true
+		}
+	}
+	return false
+}
+
+// announceReady keeps the tag true by which other nodes know where to pass connections.
+func (n *node) announceReady() {
+	tag := ""
+	if s, _, _ := n.api.get(); s != nil {
+		if tag = "1"; n.behind() {
+			tag = servesBehind
+		}
+	}
+	n.announce(map[string]string{membership.TagReady: tag})
 }
 
 // lastKnown is how long the shard of the keys with a prefix has had no leader, in the eyes of this node's replica.

@@ -31,8 +31,9 @@ type Target struct {
 	Name string         // of the node, unique
 	Addr netip.AddrPort // of its front
 	RTT  time.Duration  // zero: unknown, tried last
-	// Ready tells that new connections may go there: it is alive, and says that it serves.
-	Ready bool
+	// Ready tells that new connections may go there: it is alive, and says that it serves. Behind: but that it has lost the store's
+	// leader, so others are better.
+	Ready, Behind bool
 }
 
 // Config says what a front accepts and where it passes things. Fields without a default are required.
@@ -43,6 +44,8 @@ type Config struct {
 
 	// Local gives the API of this node, or nil while it does not serve.
 	Local func() http.Handler
+	// Behind tells that Local has lost the store's leader: nodes that have not are better, if one can be reached. Default: never.
+	Behind func() bool
 	// Replicas gives the other nodes that serve the API, or did: all that are not known to be dead.
 	// Connections to a node that is no longer among them are closed.
 	Replicas func() []Target
@@ -111,6 +114,9 @@ func (c *Config) setDefaults() {
 	def(&c.ShutdownTimeout, 3*time.Second)
 	if c.MaxConns == 0 {
 		c.MaxConns = 8192
+	}
+	if c.Behind == nil {
+		c.Behind = func() bool { return false }
 	}
 	if c.Reason == nil {
 		c.Reason = func() string { return "" }

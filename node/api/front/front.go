@@ -121,6 +121,9 @@ func (f *Front) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error
 func (f *Front) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if h := f.cfg.Local(); h != nil {
 		f.outage.end()
+		if f.cfg.Behind() {
+			w.Header().Set("Connection", "close") // the next one may find a better node
+		}
 		h.ServeHTTP(w, r)
 		return
 	}
@@ -204,10 +207,10 @@ func (f *Front) leave(source netip.Addr) {
 // elsewhere passes a connection on, unless this node serves. While nobody does it holds it for a moment: a node that starts or
 // a store between two leaders serves again before clients would come back after a refusal, which makes them wait a second or more.
 func (f *Front) elsewhere(ctx context.Context, c *conn) bool {
-	if f.cfg.Local() != nil {
-		return false
-	}
 	began := time.Now()
+	if f.cfg.Local() != nil {
+		return f.cfg.Behind() && f.ahead(ctx, c)
+	}
 	left := f.outage.left(f.cfg.Patience, began)
 	if f.passOn(ctx, c, began, max(left, minReach)) {
 		return true

@@ -558,3 +558,38 @@ func TestFallsBackSoon(t *testing.T) {
 		t.Errorf("%s %s", resp.Status, body)
 	}
 }
+
+// A node whose API has lost the store's leader prefers one that has not, and serves by itself where there is none.
+func TestPrefersWhoIsNotBehind(t *testing.T) {
+	c := newCluster(t)
+	var lost atomic.Bool
+	a := c.start("a", whoAmI("a"), func(cfg *Config) { cfg.Behind = lost.Load })
+	b := c.start("b", whoAmI("b"))
+	thin := c.start("thin", nil)
+	near, far := a.target(time.Millisecond), b.target(time.Second)
+	c.setTargets(near, far)
+	who := func(asked *node, want string) {
+		t.Helper()
+		if _, body := c.mustGet(c.client("x"), asked, "/who"); body != want {
+			t.Errorf("answer %q, want %q", body, want)
+		}
+	}
+	kept := c.client("y")
+	if _, body := c.mustGet(kept, a, "/who"); body != "a y" {
+		t.Errorf("answer %q", body)
+	}
+	who(thin, "a x")
+	lost.Store(true)
+	near.Behind = true
+	c.setTargets(near, far)
+	who(a, "b x")
+	who(thin, "b x")
+	c.mustGet(kept, a, "/who") // the last over this connection
+	if _, body := c.mustGet(kept, a, "/who"); body != "b y" {
+		t.Errorf("a connection from before: answer %q", body)
+	}
+	far.Behind = true
+	c.setTargets(near, far)
+	who(a, "a x")
+	who(thin, "a x")
+}

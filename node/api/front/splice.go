@@ -33,10 +33,16 @@ func (s *splice) close() {
 	})
 }
 
-// order gives the targets to try, nearest first, those of unknown distance last.
+// order gives the targets to try, nearest first, those of unknown distance last; behind them those that are behind, in the same order.
 func order(all []Target) []Target {
 	ready := slices.DeleteFunc(slices.Clone(all), func(t Target) bool { return !t.Ready })
 	slices.SortStableFunc(ready, func(a, b Target) int {
+		if a.Behind != b.Behind {
+			if a.Behind {
+				return 1
+			}
+			return -1
+		}
 		if (a.RTT == 0) != (b.RTT == 0) {
 			return cmp.Compare(b.RTT, a.RTT)
 		}
@@ -59,6 +65,17 @@ func (f *Front) passOn(ctx context.Context, c *conn, began time.Time, within tim
 		f.cfg.Logger.Warn("no API replica can be reached", "known", len(all), "error", errors.Join(failed...))
 	}
 	return false
+}
+
+// ahead passes a connection to a node that has not lost the store's leader, as this one has, if there is one.
+func (f *Front) ahead(ctx context.Context, c *conn) bool {
+	better := slices.DeleteFunc(order(f.cfg.Replicas()), func(t Target) bool { return t.Behind })
+	to, name, _ := f.reach(ctx, better, minReach)
+	if to == nil {
+		return false
+	}
+	f.copyBoth(ctx, &splice{target: name, from: c, to: to})
+	return true
 }
 
 // reach connects to one of the targets. The nearest gets a head start, and so on: one that has just vanished, or whose cable has, costs
