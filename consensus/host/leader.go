@@ -109,7 +109,7 @@ func (r *replica) command(ctx context.Context, c mvcc.Command) error {
 	defer cancel()
 	changed := r.wait()
 	leader, term := r.Leader()
-	rs, err := r.h.nh.Propose(r.session[0], data, r.ticks(ctx))
+	rs, err := r.h.nh.Propose(r.session, data, r.ticks(ctx))
 	if err != nil {
 		return requestError(err)
 	}

@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"errors"
+	"runtime"
 	"sync"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -10,17 +11,19 @@ import (
 
 // reads makes many linearizable reads share a round of messages to the voters, as
 // etcd does: while one is under way, who comes waits for the next one, which is begun
-// when it ends. A lone reader pays nothing for it.
+// when it ends. Before a round begins, all others that can run may run, and join it. A
+// lone reader pays nothing for either.
 type reads struct {
 	mu       sync.Mutex // guards the rest
 	underWay bool
-	next     *readRound // waits to be begun, nil if nobody does
+	open     *readRound // is about to be begun, nil if none is
+	next     *readRound // waits for the end of the one that is under way, nil if none does
 }
 
 // readRound is one round. Who waits for it began to wait before it was begun, so its
 // answer holds for all of them.
 type readRound struct {
-	begin chan struct{} // closed when it is to be begun
+	begin chan struct{} // closed when it is open, to be begun by who runs it
 	done  chan struct{} // closed when err is set
 	err   error
 }
@@ -33,25 +36,39 @@ func (q *reads) join() (round *readRound, mine bool) {
 	if q.next != nil {
 		return q.next, false
 	}
+	if q.open != nil {
+		return q.open, false
+	}
 	round = &readRound{begin: make(chan struct{}), done: make(chan struct{})}
 	if q.underWay {
 		q.next = round
 	} else {
 		q.underWay = true
+		q.open = round
 		close(round.begin)
 	}
 	return round, true
+}
+
+// begin lets nobody join the open round any more.
+func (q *reads) begin() {
+	q.mu.Lock()
+	q.open = nil
+	q.mu.Unlock()
 }
 
 // end gives the round's answer to all who wait for it, and begins the next one.
 func (q *reads) end(round *readRound, err error) {
 	round.err = err
 	q.mu.Lock()
+	if q.open == round {
+		q.open = nil
+	}
 	if q.next == round { // it was never begun
 		q.next = nil
 	} else if q.next != nil {
 		close(q.next.begin)
-		q.next = nil
+		q.open, q.next = q.next, nil
 	} else {
 		q.underWay = false
 	}
@@ -115,6 +132,8 @@ func (r *replica) readTogether(ctx context.Context, changed <-chan struct{}) err
 		r.reads.end(round, errAgain)
 		return stopped
 	}
+	runtime.Gosched() // who can join now, does
+	r.reads.begin()
 	err := r.readIndexOnce(ctx, changed)
 	shared := err
 	if err != nil && ctx.Err() != nil {

@@ -2,6 +2,7 @@ package host
 
 import (
 	"errors"
+	"runtime"
 	"sync"
 	"testing"
 )
@@ -15,7 +16,7 @@ func begun(r *readRound) bool {
 	}
 }
 
-// TestReadsShareRounds: who comes while a round is under way is answered by the next
+// TestReadsShareRounds: who comes before a round begins takes part in it; who comes while a round is under way is answered by the next
 // one, never by the present one, and all of them by the same.
 func TestReadsShareRounds(t *testing.T) {
 	var q reads
@@ -23,6 +24,10 @@ func TestReadsShareRounds(t *testing.T) {
 	if !mine || !begun(first) {
 		t.Fatal("a lone reader has to wait")
 	}
+	if r, mine := q.join(); mine || r != first {
+		t.Fatal("a reader does not share the round that is about to begin")
+	}
+	q.begin()
 	second, mine := q.join()
 	if !mine || second == first || begun(second) {
 		t.Fatal("a reader took part in a round that was under way")
@@ -36,6 +41,10 @@ func TestReadsShareRounds(t *testing.T) {
 	if !begun(second) {
 		t.Fatal("the next round was not begun")
 	}
+	if r, mine := q.join(); mine || r != second {
+		t.Fatal("a reader does not share the next round, which is about to begin")
+	}
+	q.begin()
 	if third, mine := q.join(); !mine || begun(third) {
 		t.Fatal("a reader took part in a round that was under way")
 	}
@@ -51,6 +60,7 @@ func TestReadsShareRounds(t *testing.T) {
 func TestReadsAbandoned(t *testing.T) {
 	var q reads
 	first, _ := q.join()
+	q.begin()
 	second, _ := q.join()
 	q.end(second, errAgain)
 	if <-second.done; second.err != errAgain || begun(second) {
@@ -86,6 +96,8 @@ func TestReadsConcurrently(t *testing.T) {
 					continue
 				}
 				<-r.begin
+				runtime.Gosched()
+				q.begin()
 				mu.Lock()
 				if underWay++; underWay > 1 {
 					t.Error("two rounds at a time")
@@ -101,4 +113,20 @@ func TestReadsConcurrently(t *testing.T) {
 	}
 	wg.Wait()
 	t.Logf("%d reads in %d rounds", readers*times, rounds)
+}
+
+// TestReadsAbandonedBeforeTheyBegin: the same for a round that is about to begin.
+func TestReadsAbandonedBeforeTheyBegin(t *testing.T) {
+	var q reads
+	first, _ := q.join()
+	if r, mine := q.join(); mine || r != first {
+		t.Fatal("the round is not shared")
+	}
+	q.end(first, errAgain)
+	if <-first.done; first.err != errAgain {
+		t.Fatal("those who waited were not told")
+	}
+	if r, mine := q.join(); !mine || r == first || !begun(r) {
+		t.Fatal("a lone reader has to wait")
+	}
 }

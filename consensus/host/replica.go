@@ -25,8 +25,6 @@ import (
 const (
 	// maxRequest is etcd's limit of a request with its header, in bytes.
 	maxRequest = 1536 << 10
-	// sessions spreads the lock of dragonboat's proposal queue.
-	sessions = 16
 	// retryPause bounds how soon a request that found no leader is tried again; a
 	// new leader wakes it earlier.
 	retryPause = 20 * time.Millisecond
@@ -46,8 +44,7 @@ type replica struct {
 	id      uint64
 	log     *slog.Logger
 	machine *mvcc.Machine
-	session [sessions]*client.Session
-	next    atomic.Uint32
+	session *client.Session
 	client  *kubernetes.Client
 
 	ctx    context.Context // ends when the replica is to stop
@@ -67,7 +64,8 @@ type replica struct {
 	alarmKick   chan struct{} // the shard has reached its limit
 	defragTried atomic.Pointer[time.Time]
 
-	reads reads
+	reads  reads
+	gather gather
 
 	mu      sync.Mutex    // guards leader, term, changed
 	leader  uint64        // replica ID, 0 when unknown
@@ -84,9 +82,7 @@ func newReplica(h *Host, s shard.Shard, id uint64) *replica {
 	}
 	r.ctx, r.cancel = context.WithCancel(h.ctx)
 	r.contact.Store(int64(time.Since(began)))
-	for i := range r.session {
-		r.session[i] = h.nh.GetNoOPSession(uint64(s.ID))
-	}
+	r.session = h.nh.GetNoOPSession(uint64(s.ID))
 	r.machine = mvcc.New(mvcc.Config{
 		Dir: h.machineDir(s.ID, id), Logger: r.log,
 		OnLeader:   func(uint64, uint64) { r.wake() },
@@ -312,43 +308,41 @@ func (r *replica) proposeOnce(ctx context.Context, cmd mvcc.Command) (mvcc.Resul
 		r.machine.Waiters().Forget(id)
 		return mvcc.Result{Err: mvcc.ErrSuperseded}, nil
 	}
-	rs, err := r.h.nh.Propose(r.session[r.next.Add(1)%sessions], data, r.ticks(ctx))
+	p, err := r.submit(id, data)
 	if err != nil {
 		r.machine.Waiters().Forget(id)
-		return mvcc.Result{}, requestError(err)
+		return mvcc.Result{}, err
 	}
 	select {
 	case res := <-result:
-		return res, nil
-	case v := <-rs.AppliedC():
-		defer rs.Release()
-		if v.Completed() { // the state machine has answered before
-			select {
-			case res := <-result:
-				return res, nil
-			default:
-				return mvcc.Result{Err: mvcc.ErrLost}, nil
-			}
-		}
-		r.machine.Waiters().Forget(id)
-		switch {
-		case v.Dropped():
+		if errors.Is(res.Err, mvcc.ErrNotProposed) {
 			return mvcc.Result{}, errRetry
-		case v.Terminated():
-			return mvcc.Result{}, rpctypes.ErrGRPCStopped
-		case v.Timeout():
-			return mvcc.Result{}, rpctypes.ErrGRPCTimeout
+		}
+		return res, nil
+	case v := <-p.done():
+		err := p.ended(v)
+		if err != nil {
+			r.machine.Waiters().Forget(id)
+			return mvcc.Result{}, err
+		}
+		select { // the state machine has answered before
+		case res := <-result:
+			return res, nil
 		default:
-			return mvcc.Result{}, fmt.Errorf("host: proposal to shard %s ended with an unknown result", r.shard.Name)
+			return mvcc.Result{Err: mvcc.ErrLost}, nil
 		}
 	case <-ctx.Done():
 		r.machine.Waiters().Forget(id)
+		p.leave(r.ctx)
 		return mvcc.Result{}, ctxError(ctx)
 	case <-r.ctx.Done():
 		r.machine.Waiters().Forget(id)
 		return mvcc.Result{}, rpctypes.ErrGRPCStopped
 	}
 }
+
+// errUnknownResult is for a proposal that ended in a way that the library has not.
+var errUnknownResult = errors.New("host: a proposal ended with an unknown result")
 
 // pause waits for a change or a moment.
 func (r *replica) pause(ctx context.Context, changed <-chan struct{}) error {

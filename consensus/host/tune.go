@@ -15,9 +15,10 @@ const (
 	// monitorSlack is how much longer than it asks for the monitor of Go's runtime may
 	// sleep, in nanoseconds; Linux's default is 50 us. The monitor asks for 20 us again
 	// and again while anything runs, and each waking costs more than what it does: with a
-	// slack of 200 us a write costs a tenth less CPU. What waits for it, a goroutine
-	// behind another one's system call, waits so much longer at most.
-	monitorSlack = 200_000
+	// slack of 500 us a write costs a tenth less CPU, a linearizable read a sixth. What
+	// waits for it, a goroutine behind another one's long system call when no processor
+	// is idle, waits so much longer at most.
+	monitorSlack = 500_000
 	// busyRate of allocation, in bytes a second, is from where on a process counts as
 	// busy. An idle node is far below.
 	busyRate = 4 << 20

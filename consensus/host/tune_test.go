@@ -2,6 +2,7 @@ package host
 
 import (
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -44,7 +45,7 @@ func TestTheMonitorIsCalm(t *testing.T) {
 	found := 0
 	for _, e := range ents {
 		b, err := os.ReadFile("/proc/" + e.Name() + "/timerslack_ns")
-		if err == nil && strings.TrimSpace(string(b)) == "200000" {
+		if err == nil && strings.TrimSpace(string(b)) == strconv.Itoa(monitorSlack) {
 			found++
 		}
 	}

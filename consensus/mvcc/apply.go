@@ -24,8 +24,7 @@ func (m *Machine) Update(ents []dsm.Entry) ([]dsm.Entry, error) {
 	}
 	for i := range ents {
 		e := &ents[i]
-		m.index.SetConsistentApplyingIndex(e.Index, m.leader.Load())
-		if err := m.apply(e.Cmd); err != nil {
+		if err := m.applyEntry(e); err != nil {
 			return nil, fmt.Errorf("apply entry %d: %w", e.Index, err)
 		}
 		if m.index.ConsistentIndex() < e.Index { // the entry wrote nothing

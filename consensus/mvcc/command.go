@@ -8,12 +8,15 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
-// commandVersion is the first byte of every command in the log. Whoever adds a kind of
-// command, or makes one do something else, raises it for that kind alone, together with
+// commandVersion is the first byte of every command in the log but batches (batch.go). Whoever adds
+// a kind of command, or makes one do something else, raises it for that kind alone, together with
 // identity.ProtocolLevel, and proposes it only once every member announces that level: the
 // others write what all understand. A replica that meets a newer version, or a kind that
 // it does not know, stops, since leaving out what others apply would let them drift apart.
-const commandVersion byte = 1
+const (
+	commandVersion byte = 1
+	newestVersion       = batchVersion
+)
 
 // Kind says what a command does.
 type Kind byte
@@ -111,11 +114,11 @@ func Decode(b []byte) (Command, error) {
 	if len(b) < 2 {
 		return Command{}, fmt.Errorf("%w: %d bytes", ErrBadCommand, len(b))
 	}
-	if b[0] > commandVersion {
-		return Command{}, fmt.Errorf("%w: version %d, known is %d; upgrade this node", ErrNewerCommand, b[0], commandVersion)
+	if b[0] > newestVersion {
+		return Command{}, fmt.Errorf("%w: version %d, known is %d; upgrade this node", ErrNewerCommand, b[0], newestVersion)
 	}
-	if b[0] == 0 {
-		return Command{}, fmt.Errorf("%w: version 0", ErrBadCommand)
+	if b[0] != commandVersion {
+		return Command{}, fmt.Errorf("%w: version %d", ErrBadCommand, b[0])
 	}
 	c := Command{Kind: Kind(b[1])}
 	b = b[2:]

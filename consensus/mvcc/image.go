@@ -160,7 +160,7 @@ func Rebase(dir string, bump int64, reason string) (out Rebased, err error) {
 		if err := keys.Put(at, val); err != nil {
 			return err
 		}
-		for _, k := range [][]byte{schema.MetaConsistentIndexKeyName, schema.MetaTermKeyName, holdKey} {
+		for _, k := range [][]byte{schema.MetaConsistentIndexKeyName, schema.MetaTermKeyName, holdKey, partKey} {
 			if err := meta.Delete(k); err != nil {
 				return err
 			}

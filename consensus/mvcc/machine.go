@@ -128,6 +128,13 @@ type Machine struct {
 	bytes      atomic.Uint64
 	committed  uint64 // of bytes, by size; of the apply goroutine
 	recoveries atomic.Uint64
+
+	// Of the apply goroutine: the commands of the entry being applied, which of them is,
+	// and where a restart has to go on.
+	parts    [][]byte
+	applying part
+	resume   part
+	held     part // what the write transaction holds of an entry; guarded by its lock
 }
 
 var _ dsm.IOnDiskStateMachine = (*Machine)(nil)
@@ -155,6 +162,7 @@ func (m *Machine) openFile(path string) *dbFile {
 	bc.Hooks = backend.NewHooks(func(tx backend.UnsafeReadWriter) {
 		if f.recording.Load() {
 			m.index.UnsafeSave(tx)
+			m.savePart(tx)
 		}
 	})
 	f.take(backend.New(bc))
@@ -195,6 +203,9 @@ func (m *Machine) Open(<-chan struct{}) (uint64, error) {
 		m.lessor.SetCheckpointer(m.cfg.Checkpoint)
 	}
 	m.loadFences(be)
+	if err := m.loadPart(be, index); err != nil {
+		return 0, err
+	}
 	if err := m.loadAlarms(be); err != nil {
 		return 0, fmt.Errorf("mvcc: read the alarms: %w", err)
 	}
@@ -228,6 +239,7 @@ func (m *Machine) postLock() {
 	if index > m.index.UnsafeConsistentIndex() {
 		m.index.SetConsistentIndex(index, term)
 	}
+	m.held = m.applying
 }
 
 // Lookup implements IOnDiskStateMachine. Reads go straight to the store after

@@ -171,6 +171,9 @@ func (m *Machine) RecoverFromSnapshot(r io.Reader, done <-chan struct{}) error {
 		return fmt.Errorf("mvcc: restore snapshot: %w", err)
 	}
 	m.loadFences(be)
+	if err := m.loadPart(be, index); err != nil {
+		return err
+	}
 	if err := m.loadAlarms(be); err != nil {
 		return fmt.Errorf("mvcc: read the alarms of a snapshot: %w", err)
 	}

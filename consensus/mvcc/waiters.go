@@ -22,6 +22,9 @@ var (
 	ErrHeld = errors.New("mvcc: the shard is held for a backup")
 	// ErrNotHeld is the result of a release whose hold was not in force any more.
 	ErrNotHeld = errors.New("mvcc: the hold has ended before")
+	// ErrNotProposed is the result of a request that has not got into the log and never
+	// will; proposing it again is safe.
+	ErrNotProposed = errors.New("mvcc: not proposed")
 	// ErrClosed is returned when the replica has been stopped.
 	ErrClosed = errors.New("mvcc: replica stopped")
 )
@@ -68,7 +71,7 @@ func (w *Waiters) Register(id, epoch uint64) <-chan Result {
 	c := make(chan Result, 1)
 	s := &w.shards[id%waiterShards]
 	s.mu.Lock()
-	s.m[id] = waiter{epoch, c}
+	s.m[id] = waiter{epoch: epoch, c: c}
 	s.mu.Unlock()
 	return c
 }
@@ -80,6 +83,9 @@ func (w *Waiters) Forget(id uint64) {
 	delete(s.m, id)
 	s.mu.Unlock()
 }
+
+// Refuse completes a request with ErrNotProposed.
+func (w *Waiters) Refuse(id uint64) { w.complete(id, Result{Err: ErrNotProposed}) }
 
 func (w *Waiters) complete(id uint64, r Result) {
 	s := &w.shards[id%waiterShards]
