@@ -349,7 +349,7 @@ func (r *replica) atPrimary(ctx context.Context, here func(context.Context) erro
 		if err == nil || errors.Is(err, lease.ErrLeaseNotFound) {
 			return err
 		}
-		if err := r.pause(ctx, changed); err != nil {
+		if err := r.pause(ctx, nil, changed); err != nil {
 			return err
 		}
 	}

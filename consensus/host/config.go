@@ -65,6 +65,11 @@ type Config struct {
 	// not, so that things can be deleted. It must be fast. Optional.
 	Full func() error
 
+	// Batch tells whether every node of the cluster understands entries of the log
+	// that hold several commands (identity.BatchLevel); it is asked twice in an election
+	// timeout. Default: yes.
+	Batch func() bool
+
 	// Shards is the table of all shards. Default shard.Default().
 	Shards shard.Table
 
@@ -89,7 +94,7 @@ type Config struct {
 	// Space bounds what the shards hold: quota, compaction, defragmentation.
 	Space space.Config
 
-	// RequestTimeout bounds every request that has no earlier deadline; default
+	// RequestTimeout bounds every request that has no earlier deadline, to a tenth more; default
 	// 5 s plus two elections, as etcd.
 	RequestTimeout time.Duration
 
@@ -134,6 +139,9 @@ func (c *Config) setDefaults() {
 	if c.MeasureDisk == nil {
 		path := filepath.Join(c.Dir, "probe")
 		c.MeasureDisk = func() (time.Duration, error) { return measureDisk(path) }
+	}
+	if c.Batch == nil {
+		c.Batch = func() bool { return true }
 	}
 	if c.Peers == nil {
 		c.Peers = func() []string { return nil }

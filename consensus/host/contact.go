@@ -71,7 +71,7 @@ func patient(ctx context.Context) context.Context {
 
 func isPatient(ctx context.Context) bool { return ctx.Value(patientKey{}) != nil }
 
-// contactLoop tells those that wait for a result, which may come or not, when this
+// contactLoop notices when entries may hold several commands, or may not any more, and tells those that wait for a result, which may come or not, when this
 // replica is cut off: they would wait for their deadline.
 func (r *replica) contactLoop() {
 	t := time.NewTicker(r.ElectionTimeout() / 2)
@@ -83,6 +83,7 @@ func (r *replica) contactLoop() {
 			return
 		case <-t.C:
 		}
+		r.mayBatch.Store(r.h.cfg.Batch())
 		now := r.unreachable() != nil
 		if now {
 			r.machine.Waiters().Abandon(mvcc.ErrLost)

@@ -154,7 +154,7 @@ func (r *replica) holdCommand(ctx context.Context, kind mvcc.Kind, id uint64) er
 		changed := r.wait()
 		c := mvcc.Command{Kind: kind, Epoch: r.machine.LeaderTerm(), Hold: id,
 			Request: &pb.InternalRaftRequest{Header: &pb.RequestHeader{ID: r.h.ids.Next()}}}
-		res, err := r.proposeOnce(ctx, c)
+		res, err := r.proposeOnce(ctx, nil, c)
 		switch {
 		case err == nil && kind == mvcc.KindHold && errors.Is(res.Err, mvcc.ErrSuperseded): // not applied: again
 		case err == nil:
@@ -162,7 +162,7 @@ func (r *replica) holdCommand(ctx context.Context, kind mvcc.Kind, id uint64) er
 		case !errors.Is(err, errRetry):
 			return err
 		default:
-			if err := r.pause(ctx, changed); err != nil {
+			if err := r.pause(ctx, nil, changed); err != nil {
 				return err
 			}
 		}

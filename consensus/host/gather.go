@@ -60,7 +60,10 @@ func (g *gather) take() (others []uint64, entry []byte) {
 // the machine's waiters: mvcc.ErrNotProposed if it is not in the log and never will
 // be. Who gets a proposal has to watch over it: see watch.
 func (r *replica) submit(id uint64, command []byte) (*proposal, error) {
-	first, alone := r.gather.join(id, command)
+	first, alone := false, true
+	if r.mayBatch.Load() {
+		first, alone = r.gather.join(id, command)
+	}
 	var others []uint64
 	switch {
 	case first:

@@ -44,6 +44,7 @@ type Host struct {
 	gen    atomic.Pointer[generation]
 	disk   *prober
 	guard  *guard
+	late   *lateness
 
 	ctx    context.Context // ends when Close begins
 	cancel context.CancelFunc
@@ -85,7 +86,7 @@ func New(cfg Config) (*Host, error) {
 	}
 	h := &Host{cfg: cfg, log: log, opened: make(chan struct{}), replicas: map[shard.ID]*replica{}, subs: map[chan struct{}]bool{}}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
-	h.meters = newMeters(cfg.Shards)
+	h.meters, h.late = newMeters(cfg.Shards), newLateness(h.cfg.RequestTimeout)
 	var err error
 	if h.terms, err = openTerms(filepath.Join(cfg.Dir, "term")); err != nil {
 		return nil, err

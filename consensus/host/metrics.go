@@ -43,16 +43,12 @@ func newMeters(table shard.Table) *meters {
 	return m
 }
 
-// begin counts a request; the function that it returns counts its end.
-func (m *meter) begin() func(error) {
-	start := time.Now()
-	m.pending.Add(1)
-	return func(err error) {
-		m.pending.Add(-1)
-		m.propose.Observe(time.Since(start).Seconds())
-		if err != nil {
-			m.failed.Inc()
-		}
+// end counts the end of a request, whose beginning was counted in pending.
+func (m *meter) end(start time.Time, err error) {
+	m.pending.Add(-1)
+	m.propose.Observe(time.Since(start).Seconds())
+	if err != nil {
+		m.failed.Inc()
 	}
 }
 

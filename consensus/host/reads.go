@@ -5,6 +5,7 @@ import (
 	"errors"
 	"runtime"
 	"sync"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
@@ -83,14 +84,13 @@ var errAgain = errors.New("host: the read has to be repeated")
 // holds everything that was acknowledged before the call. A read that is lost
 // with a dying leader is asked again as soon as there is a new one.
 func (r *replica) ReadIndex(ctx context.Context) error {
-	ctx, cancel := r.deadline(ctx)
-	defer cancel()
+	late := r.h.late.begin(time.Now())
 	for {
 		if err := r.unreachable(); err != nil && !isPatient(ctx) {
 			return err // also when it was cut off while this read waited
 		}
 		changed := r.wait()
-		err := r.readTogether(ctx, changed)
+		err := r.readTogether(ctx, late, changed)
 		switch {
 		case err == nil:
 			if !r.caughtUp.Load() {
@@ -101,7 +101,7 @@ func (r *replica) ReadIndex(ctx context.Context) error {
 		case !errors.Is(err, errRetry):
 			return err
 		default:
-			if err := r.pause(ctx, changed); err != nil {
+			if err := r.pause(ctx, late, changed); err != nil {
 				return err
 			}
 		}
@@ -109,7 +109,7 @@ func (r *replica) ReadIndex(ctx context.Context) error {
 }
 
 // readTogether takes part in one round.
-func (r *replica) readTogether(ctx context.Context, changed <-chan struct{}) error {
+func (r *replica) readTogether(ctx context.Context, late, changed <-chan struct{}) error {
 	round, mine := r.reads.join()
 	wait := round.begin
 	if !mine {
@@ -120,6 +120,8 @@ func (r *replica) readTogether(ctx context.Context, changed <-chan struct{}) err
 	case <-wait:
 	case <-ctx.Done():
 		stopped = ctxError(ctx)
+	case <-late:
+		stopped = rpctypes.ErrGRPCTimeout
 	case <-r.ctx.Done():
 		stopped = rpctypes.ErrGRPCStopped
 	}
@@ -134,41 +136,39 @@ func (r *replica) readTogether(ctx context.Context, changed <-chan struct{}) err
 	}
 	runtime.Gosched() // who can join now, does
 	r.reads.begin()
-	err := r.readIndexOnce(ctx, changed)
+	err, own := r.readIndexOnce(ctx, late, changed)
 	shared := err
-	if err != nil && ctx.Err() != nil {
+	if own {
 		shared = errAgain // the others may have more time
 	}
 	r.reads.end(round, shared)
 	return err
 }
 
-func (r *replica) readIndexOnce(ctx context.Context, changed <-chan struct{}) error {
-	attempt, cancel := context.WithTimeout(ctx, r.ElectionTimeout())
-	defer cancel()
-	rs, err := r.h.nh.ReadIndex(uint64(r.shard.ID), r.ticks(attempt))
+// readIndexOnce runs a round. own tells that it is this reader who has no more time.
+func (r *replica) readIndexOnce(ctx context.Context, late, changed <-chan struct{}) (err error, own bool) {
+	rs, err := r.h.nh.ReadIndex(uint64(r.shard.ID), max(r.ElectionTimeout(), r.h.cfg.RTT))
 	if err != nil {
-		return requestError(err)
+		return requestError(err), false
 	}
 	select {
 	case v := <-rs.AppliedC():
 		defer rs.Release()
 		switch {
 		case v.Completed():
-			return nil
+			return nil, false
 		case v.Terminated():
-			return rpctypes.ErrGRPCStopped
+			return rpctypes.ErrGRPCStopped, false
 		default: // dropped, timed out: reads may always be repeated
-			return errRetry
+			return errRetry, false
 		}
 	case <-changed:
-		return errRetry
-	case <-attempt.Done():
-		if ctx.Err() != nil {
-			return ctxError(ctx)
-		}
-		return errRetry
+		return errRetry, false
+	case <-ctx.Done():
+		return ctxError(ctx), true
+	case <-late:
+		return rpctypes.ErrGRPCTimeout, true
 	case <-r.ctx.Done():
-		return rpctypes.ErrGRPCStopped
+		return rpctypes.ErrGRPCStopped, false
 	}
 }

@@ -44,6 +44,7 @@ type replica struct {
 	id      uint64
 	log     *slog.Logger
 	machine *mvcc.Machine
+	meter   *meter
 	session *client.Session
 	client  *kubernetes.Client
 
@@ -66,6 +67,8 @@ type replica struct {
 
 	reads  reads
 	gather gather
+	// mayBatch is what Config.Batch said last.
+	mayBatch atomic.Bool
 
 	mu      sync.Mutex    // guards leader, term, changed
 	leader  uint64        // replica ID, 0 when unknown
@@ -77,10 +80,11 @@ var _ etcdapi.Replica = (*replica)(nil)
 
 func newReplica(h *Host, s shard.Shard, id uint64) *replica {
 	r := &replica{
-		h: h, shard: s, id: id, log: h.log.With("shard", s.Name, "replica", id),
+		h: h, shard: s, id: id, meter: h.meters.of[s.ID], log: h.log.With("shard", s.Name, "replica", id),
 		memberKick: make(chan struct{}, 1), removal: make(chan string, 1), alarmKick: make(chan struct{}, 1), changed: make(chan struct{}),
 	}
 	r.ctx, r.cancel = context.WithCancel(h.ctx)
+	r.mayBatch.Store(h.cfg.Batch())
 	r.contact.Store(int64(time.Since(began)))
 	r.session = h.nh.GetNoOPSession(uint64(s.ID))
 	r.machine = mvcc.New(mvcc.Config{
@@ -227,8 +231,9 @@ func (r *replica) ticks(ctx context.Context) time.Duration {
 
 // Propose implements etcdapi.Replica.
 func (r *replica) Propose(ctx context.Context, q *pb.InternalRaftRequest) (res mvcc.Result, err error) {
-	end := r.h.meters.of[r.shard.ID].begin()
-	defer func() { end(err) }()
+	m, start := r.meter, time.Now()
+	m.pending.Add(1)
+	defer func() { m.end(start, err) }()
 	if err := r.unreachable(); err != nil {
 		return mvcc.Result{}, err
 	}
@@ -247,13 +252,12 @@ func (r *replica) Propose(ctx context.Context, q *pb.InternalRaftRequest) (res m
 // apply it twice (see package mvcc), unless it is bound to an epoch: then it gets
 // ErrSuperseded. One that meets a hold waits for its end.
 func (r *replica) propose(ctx context.Context, q *pb.InternalRaftRequest, onlyIn uint64) (mvcc.Result, error) {
-	ctx, cancel := r.deadline(ctx)
-	defer cancel()
+	late := r.h.late.begin(time.Now())
 	cmd := mvcc.Command{Kind: mvcc.KindRequest, Term: Term(ctx), Request: q}
 	for {
 		changed := r.wait()
 		if r.machine.Hold() != 0 { // it would be refused: wait, at most a moment
-			if err := r.pause(ctx, changed); err != nil {
+			if err := r.pause(ctx, late, changed); err != nil {
 				return mvcc.Result{}, err
 			}
 			if r.machine.Hold() != 0 {
@@ -268,10 +272,10 @@ func (r *replica) propose(ctx context.Context, q *pb.InternalRaftRequest, onlyIn
 		if onlyIn != 0 {
 			cmd.Epoch = onlyIn
 		}
-		res, err := r.proposeOnce(ctx, cmd)
+		res, err := r.proposeOnce(ctx, late, cmd)
 		switch {
 		case err == nil && errors.Is(res.Err, mvcc.ErrHeld):
-			if err := r.pause(ctx, changed); err != nil {
+			if err := r.pause(ctx, late, changed); err != nil {
 				return mvcc.Result{}, err
 			}
 		case err == nil && !errors.Is(res.Err, mvcc.ErrSuperseded):
@@ -282,7 +286,7 @@ func (r *replica) propose(ctx context.Context, q *pb.InternalRaftRequest, onlyIn
 		case !errors.Is(err, errRetry):
 			return mvcc.Result{}, err
 		default:
-			if err := r.pause(ctx, changed); err != nil {
+			if err := r.pause(ctx, late, changed); err != nil {
 				return mvcc.Result{}, err
 			}
 		}
@@ -292,7 +296,8 @@ func (r *replica) propose(ctx context.Context, q *pb.InternalRaftRequest, onlyIn
 // errRetry: the request has not left this node, it may be tried again.
 var errRetry = errors.New("host: no leader")
 
-func (r *replica) proposeOnce(ctx context.Context, cmd mvcc.Command) (mvcc.Result, error) {
+// proposeOnce gives up when ctx ends or late is closed; nil for never.
+func (r *replica) proposeOnce(ctx context.Context, late <-chan struct{}, cmd mvcc.Command) (mvcc.Result, error) {
 	data, err := cmd.Encode()
 	if err != nil {
 		return mvcc.Result{}, etcdapi.Error(err)
@@ -302,6 +307,10 @@ func (r *replica) proposeOnce(ctx context.Context, cmd mvcc.Command) (mvcc.Resul
 	}
 	id := cmd.Request.Header.ID
 	result := r.machine.Waiters().Register(id, cmd.Epoch)
+	if r.ctx.Err() != nil { // else its end completes all that wait
+		r.machine.Waiters().Forget(id)
+		return mvcc.Result{}, rpctypes.ErrGRPCStopped
+	}
 	if r.machine.LeaderTerm() > cmd.Epoch {
 		// The epoch ended before the registration, so nobody would tell if the
 		// proposal were lost on its way to the old leader.
@@ -332,20 +341,20 @@ func (r *replica) proposeOnce(ctx context.Context, cmd mvcc.Command) (mvcc.Resul
 			return mvcc.Result{Err: mvcc.ErrLost}, nil
 		}
 	case <-ctx.Done():
-		r.machine.Waiters().Forget(id)
-		p.leave(r.ctx)
-		return mvcc.Result{}, ctxError(ctx)
-	case <-r.ctx.Done():
-		r.machine.Waiters().Forget(id)
-		return mvcc.Result{}, rpctypes.ErrGRPCStopped
+		err = ctxError(ctx)
+	case <-late:
+		err = rpctypes.ErrGRPCTimeout
 	}
+	r.machine.Waiters().Forget(id)
+	p.leave(r.ctx)
+	return mvcc.Result{}, err
 }
 
 // errUnknownResult is for a proposal that ended in a way that the library has not.
 var errUnknownResult = errors.New("host: a proposal ended with an unknown result")
 
-// pause waits for a change or a moment.
-func (r *replica) pause(ctx context.Context, changed <-chan struct{}) error {
+// pause waits for a change or a moment, unless ctx ends or late is closed.
+func (r *replica) pause(ctx context.Context, late, changed <-chan struct{}) error {
 	if err := r.unreachable(); err != nil && !isPatient(ctx) {
 		return err
 	}
@@ -358,6 +367,8 @@ func (r *replica) pause(ctx context.Context, changed <-chan struct{}) error {
 		if errors.Is(ctx.Err(), context.Canceled) {
 			return ctx.Err()
 		}
+		return rpctypes.ErrGRPCNoLeader
+	case <-late:
 		return rpctypes.ErrGRPCNoLeader
 	case <-r.ctx.Done():
 		return rpctypes.ErrGRPCStopped

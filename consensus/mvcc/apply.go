@@ -22,17 +22,14 @@ func (m *Machine) Update(ents []dsm.Entry) ([]dsm.Entry, error) {
 		start := time.Now()
 		defer func() { m.cfg.OnApplied(time.Since(start)) }()
 	}
-	for i := range ents {
-		e := &ents[i]
-		if err := m.applyEntry(e); err != nil {
-			return nil, fmt.Errorf("apply entry %d: %w", e.Index, err)
+	for done := 0; done < len(ents); {
+		next := ents[done:min(done+untracedEntries, len(ents))]
+		var err error
+		untraced(func(ctx context.Context) { err = m.applyEntries(ctx, next) })
+		if err != nil {
+			return nil, err
 		}
-		if m.index.ConsistentIndex() < e.Index { // the entry wrote nothing
-			m.index.SetConsistentIndex(e.Index, m.leader.Load())
-		}
-		m.applied.Store(e.Index)
-		m.bytes.Add(uint64(len(e.Cmd)))
-		e.Result = dsm.Result{Value: 1}
+		done += len(next)
 	}
 	if now := m.bytes.Load(); now-m.committed >= commitBytes {
 		m.committed = now
@@ -41,7 +38,26 @@ func (m *Machine) Update(ents []dsm.Entry) ([]dsm.Entry, error) {
 	return ents, nil
 }
 
-func (m *Machine) apply(cmd []byte) error {
+// untracedEntries share a trace, which bounds what it gathers.
+const untracedEntries = 16
+
+func (m *Machine) applyEntries(ctx context.Context, ents []dsm.Entry) error {
+	for i := range ents {
+		e := &ents[i]
+		if err := m.applyEntry(ctx, e); err != nil {
+			return fmt.Errorf("apply entry %d: %w", e.Index, err)
+		}
+		if m.index.ConsistentIndex() < e.Index { // the entry wrote nothing
+			m.index.SetConsistentIndex(e.Index, m.leader.Load())
+		}
+		m.applied.Store(e.Index)
+		m.bytes.Add(uint64(len(e.Cmd)))
+		e.Result = dsm.Result{Value: 1}
+	}
+	return nil
+}
+
+func (m *Machine) apply(ctx context.Context, cmd []byte) error {
 	if len(cmd) == 0 {
 		return nil
 	}
@@ -73,7 +89,7 @@ func (m *Machine) apply(cmd []byte) error {
 			}
 		}
 	case KindRequest:
-		m.waiters.complete(c.requestID(), m.request(c))
+		m.waiters.complete(c.requestID(), m.request(ctx, c))
 	case KindHold, KindRelease:
 		m.waiters.complete(c.requestID(), m.holdOrRelease(c))
 	}
@@ -122,7 +138,7 @@ func (m *Machine) putTerm(key []byte, term uint64) {
 // request applies one request, or refuses it. Which of the two it does must
 // depend on the log alone, so the read operations of a transaction are executed
 // on every replica: one of them can fail it.
-func (m *Machine) request(c Command) Result {
+func (m *Machine) request(ctx context.Context, c Command) Result {
 	if c.Epoch < m.leader.Load() {
 		return Result{Err: ErrSuperseded}
 	}
@@ -138,13 +154,12 @@ func (m *Machine) request(c Command) Result {
 	if err := m.checkSpace(c.Request); err != nil {
 		return Result{Err: err}
 	}
-	return m.dispatch(c.Request)
+	return m.dispatch(ctx, c.Request)
 }
 
 func (m *Machine) header() *pb.ResponseHeader { return &pb.ResponseHeader{Revision: m.kv.Rev()} }
 
-func (m *Machine) dispatch(r *pb.InternalRaftRequest) (res Result) {
-	ctx := context.Background()
+func (m *Machine) dispatch(ctx context.Context, r *pb.InternalRaftRequest) (res Result) {
 	switch {
 	case r.Put != nil:
 		var resp *pb.PutResponse

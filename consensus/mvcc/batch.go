@@ -1,6 +1,7 @@
 package mvcc
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -37,8 +38,8 @@ func Batch(cmds [][]byte) []byte {
 	return b
 }
 
-// split is the inverse of Batch; the parts are of b. The error is ErrBadCommand:
-// nothing of such an entry is applied.
+// split is the inverse of Batch; the parts are of b. The errors are ErrBadCommand -
+// nothing of such an entry is applied - and ErrNewerCommand.
 func split(b []byte, into [][]byte) ([][]byte, error) {
 	if len(b) < 2 || b[0] != batchVersion {
 		return append(into, b), nil
@@ -71,9 +72,11 @@ type part struct{ index, commands uint64 }
 
 // applyEntry applies the commands of one entry. The applied index of the database is
 // the entry's only with the last one; up to there partKey tells how far it is.
-func (m *Machine) applyEntry(e *dsm.Entry) error {
+func (m *Machine) applyEntry(ctx context.Context, e *dsm.Entry) error {
 	var err error
-	if m.parts, err = split(e.Cmd, m.parts[:0]); err != nil {
+	if m.parts, err = split(e.Cmd, m.parts[:0]); errors.Is(err, ErrNewerCommand) {
+		return err
+	} else if err != nil {
 		m.log.Error("refused an entry of the log", "error", err)
 		m.parts = m.parts[:0]
 	}
@@ -94,7 +97,7 @@ func (m *Machine) applyEntry(e *dsm.Entry) error {
 			m.index.SetConsistentApplyingIndex(e.Index-1, term)
 		}
 		m.applying = part{e.Index, uint64(i) + 1}
-		if err := m.apply(c); err != nil {
+		if err := m.apply(ctx, c); err != nil {
 			return err
 		}
 	}

@@ -9,7 +9,11 @@ import (
 const (
 	// ProtocolLevel is the newest level that this build can speak. Raise it when a peer of the level before could
 	// misunderstand what this build may send.
-	ProtocolLevel = 1
+	//
+	//	2  an entry of the Raft log may hold several commands
+	ProtocolLevel = 2
+	// BatchLevel is the level from which on a node understands such entries.
+	BatchLevel = 2
 	// MinProtocolLevel is the oldest level of a peer that this build can still work with.
 	MinProtocolLevel = 1
 )

@@ -127,11 +127,22 @@ func (n *node) byHostID(id string) (membership.Member, bool) {
 	return membership.Member{}, false
 }
 
+// allBatch tells whether every member of the cluster understands entries of several commands.
+func (n *node) allBatch() bool {
+	for _, m := range n.gossip.Members() {
+		if m.Levels().Level < identity.BatchLevel {
+			return false
+		}
+	}
+	return true
+}
+
 func (n *node) startHost() (*host.Host, error) {
 	h, err := host.New(host.Config{
 		NodeName: n.cfg.Name, NodeHostID: n.hostID, Dir: filepath.Join(n.cfg.StateDir, "raft"),
 		ListenAddr: netip.AddrPortFrom(n.cfg.Address, raftPort).String(),
 		ServerTLS:  n.id.NodeServerTLS(),
+		Batch:      n.allBatch,
 		ClientTLS: func(hostID string) *tls.Config {
 			m, ok := n.byHostID(hostID)
 			if !ok {
