@@ -26,12 +26,12 @@ type keyGuard struct {
 }
 
 func (g *keyGuard) check(key, end []byte) error {
-	if len(end) == 0 && (everywhere[string(key)] || slices.Contains(g.here.Prefixes, string(key)+"/")) {
-		return nil // also the name of a directory, which k8s.io/apiserver reads to learn the revision
-	}
 	s, err := g.table.ForRange(string(key), string(end))
 	if err != nil || s.ID == g.here.ID || len(key) == 0 { // spans shards; ours; left to the other checks
 		return nil
+	}
+	if len(end) == 0 && (everywhere[string(key)] || slices.Contains(g.here.Prefixes, string(key)+"/")) {
+		return nil // also the name of a directory, which k8s.io/apiserver reads to learn the revision
 	}
 	what := "key"
 	if len(end) > 0 {

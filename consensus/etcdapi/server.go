@@ -121,7 +121,7 @@ func (g guard) check(ctx context.Context) error {
 	if v := metadata.ValueFromIncomingContext(ctx, rpctypes.MetadataClientAPIVersionKey); len(v) > 0 && !utf8.ValidString(v[0]) {
 		return rpctypes.ErrGRPCInvalidClientAPIVersion
 	}
-	if requiresLeader(ctx) {
+	if clientRequiresLeader(ctx) {
 		if leader, _ := g.r.Leader(); leader == 0 {
 			return rpctypes.ErrGRPCNoLeader
 		}

@@ -107,14 +107,19 @@ func (s *watchServer) leaderLost(ctx context.Context) bool {
 // requiresLeader reports clientv3.WithRequireLeader. In process the client's
 // context is the server's, so the flag is still outgoing metadata there.
 func requiresLeader(ctx context.Context) bool {
-	for _, from := range []func(context.Context) (metadata.MD, bool){metadata.FromIncomingContext, metadata.FromOutgoingContext} {
-		if md, ok := from(ctx); ok {
-			if v := md.Get(rpctypes.MetadataRequireLeaderKey); len(v) > 0 && v[0] == rpctypes.MetadataHasLeader {
-				return true
-			}
-		}
+	if clientRequiresLeader(ctx) {
+		return true
 	}
-	return false
+	md, _ := metadata.FromOutgoingContext(ctx)
+	v := md.Get(rpctypes.MetadataRequireLeaderKey)
+	return len(v) > 0 && v[0] == rpctypes.MetadataHasLeader
+}
+
+// clientRequiresLeader is requiresLeader for a request that came over the network; it is asked for
+// each and must not copy the metadata.
+func clientRequiresLeader(ctx context.Context) bool {
+	v := metadata.ValueFromIncomingContext(ctx, rpctypes.MetadataRequireLeaderKey)
+	return len(v) > 0 && v[0] == rpctypes.MetadataHasLeader
 }
 
 // watchOptions are what a watch asked for besides its keys.

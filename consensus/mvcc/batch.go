@@ -96,7 +96,8 @@ func (m *Machine) applyEntry(ctx context.Context, e *dsm.Entry) error {
 		} else {
 			m.index.SetConsistentApplyingIndex(e.Index-1, term)
 		}
-		m.applying = part{e.Index, uint64(i) + 1}
+		m.entry.Store(e.Index)
+		m.commands.Store(uint64(i) + 1)
 		if err := m.apply(ctx, c); err != nil {
 			return err
 		}

@@ -129,12 +129,14 @@ type Machine struct {
 	committed  uint64 // of bytes, by size; of the apply goroutine
 	recoveries atomic.Uint64
 
-	// Of the apply goroutine: the commands of the entry being applied, which of them is,
-	// and where a restart has to go on.
-	parts    [][]byte
-	applying part
-	resume   part
-	held     part // what the write transaction holds of an entry; guarded by its lock
+	// Of the apply goroutine: the commands of the entry being applied, and where a restart
+	// has to go on.
+	parts  [][]byte
+	resume part
+	// The entry being applied, and how many of its commands are, with the present one.
+	// Changed by the apply goroutine alone.
+	entry, commands atomic.Uint64
+	held            part // what the write transaction holds of an entry; guarded by its lock
 }
 
 var _ dsm.IOnDiskStateMachine = (*Machine)(nil)
@@ -239,7 +241,7 @@ func (m *Machine) postLock() {
 	if index > m.index.UnsafeConsistentIndex() {
 		m.index.SetConsistentIndex(index, term)
 	}
-	m.held = m.applying
+	m.held = part{m.entry.Load(), m.commands.Load()}
 }
 
 // Lookup implements IOnDiskStateMachine. Reads go straight to the store after
