@@ -184,6 +184,7 @@ func (m *Machine) RecoverFromSnapshot(r io.Reader, done <-chan struct{}) error {
 	m.applied.Store(index)
 	m.recoveries.Add(1)
 	m.waiters.failBelow(math.MaxUint64, ErrLost)
+	old.cur.Load().recording.Store(false) // its last commit is not of this log any more
 	m.retire(old.cur.Load())
 	m.log.Info("installed a snapshot", "index", index, "revision", m.kv.Rev(), "took", time.Since(start))
 	return nil
