@@ -97,7 +97,7 @@ func (r *replica) readMembership(ctx context.Context) (*dragonboat.Membership, e
 		case ctx.Err() != nil || !dragonboat.IsTempError(err) && !errors.Is(err, dragonboat.ErrTimeout):
 			return nil, fmt.Errorf("membership of shard %s: %w", r.shard.Name, err)
 		}
-		if err := r.pause(ctx, r.wait()); err != nil {
+		if err := r.pause(ctx, nil, r.wait()); err != nil {
 			return nil, fmt.Errorf("membership of shard %s: %w", r.shard.Name, err)
 		}
 	}
