@@ -35,7 +35,7 @@ type nodeFlags struct {
 	ServiceCgroup        string            `help:"Cgroup whose processes reach Services (default: the whole machine)." env:"SKEIN_SERVICE_CGROUP"`
 	Uplink               string            `help:"Network interface towards the other nodes (default: the one that has --address)." env:"SKEIN_UPLINK"`
 	PodCIDR              string            `name:"pod-cidr" help:"Pod addresses of the whole cluster (first node only)." env:"SKEIN_POD_CIDR" default:"10.244.0.0/16"`
-	ServiceCIDR          string            `name:"service-cidr" help:"Service addresses of the cluster (first node only)." env:"SKEIN_SERVICE_CIDR" default:"10.96.0.0/16"`
+	ServiceCIDR          string            `name:"service-cidr" help:"Service addresses of the cluster (first node only). With a comma and an IPv6 network Services may have addresses of both families; a cluster gets that when its nodes are started so. Pods have IPv4 addresses only, so IPv6 ones are given, but lead nowhere." env:"SKEIN_SERVICE_CIDR" default:"10.96.0.0/16"`
 	ClusterDomain        string            `help:"DNS domain of the cluster (first node only)." env:"SKEIN_CLUSTER_DOMAIN" default:"cluster.local"`
 	BackupDir            string            `help:"Directory for scheduled backups, which the cluster's leader makes (all nodes: the same)." type:"path" env:"SKEIN_BACKUP_DIR"`
 	BackupSchedule       string            `help:"When: five cron fields in UTC, @hourly, @daily, @every 6h (default: @daily)." env:"SKEIN_BACKUP_SCHEDULE"`
@@ -93,8 +93,14 @@ func (f *nodeFlags) config() (daemon.Config, error) {
 	if c.PodCIDR, err = netip.ParsePrefix(f.PodCIDR); err != nil {
 		return c, fmt.Errorf("--pod-cidr: %w", err)
 	}
-	if c.ServiceCIDR, err = netip.ParsePrefix(f.ServiceCIDR); err != nil {
+	first, second, both := strings.Cut(f.ServiceCIDR, ",")
+	if c.ServiceCIDR, err = netip.ParsePrefix(first); err != nil {
 		return c, fmt.Errorf("--service-cidr: %w", err)
+	}
+	if both {
+		if c.ServiceCIDR6, err = netip.ParsePrefix(second); err != nil {
+			return c, fmt.Errorf("--service-cidr: %w", err)
+		}
 	}
 	return c, nil
 }

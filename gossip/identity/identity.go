@@ -21,6 +21,7 @@ const GossipKeySize = 32
 type Cluster struct {
 	PodCIDR       netip.Prefix `json:"podCIDR"`                 // all pods' addresses
 	ServiceCIDR   netip.Prefix `json:"serviceCIDR"`             // all Services' cluster addresses
+	ServiceCIDR6  netip.Prefix `json:"serviceCIDR6,omitzero"`   // and IPv6 ones, if Services may have them
 	DNS           netip.Addr   `json:"dns"`                     // cluster address of the DNS Service
 	Domain        string       `json:"domain"`                  // DNS domain, without a dot at its ends
 	GossipProfile string       `json:"gossipProfile,omitempty"` // "lan" (also when empty) or "edge"; one for the whole cluster
@@ -51,6 +52,9 @@ func (c Cluster) Validate() error {
 	}
 	if c.PodCIDR.IsValid() && c.ServiceCIDR.IsValid() && c.PodCIDR.Overlaps(c.ServiceCIDR) {
 		errs = append(errs, fmt.Errorf("pod CIDR %s and service CIDR %s overlap", c.PodCIDR, c.ServiceCIDR))
+	}
+	if p := c.ServiceCIDR6; p.IsValid() && (!p.Addr().Is6() || p.Addr().Is4In6() || p != p.Masked()) {
+		errs = append(errs, fmt.Errorf("second service CIDR %s is no IPv6 network", p))
 	}
 	if !c.ServiceCIDR.Contains(c.DNS) {
 		errs = append(errs, fmt.Errorf("DNS address %s is not in the service CIDR %s", c.DNS, c.ServiceCIDR))

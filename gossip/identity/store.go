@@ -75,17 +75,32 @@ func (i *Identity) Save(dir string) error {
 
 // SaveCert replaces the certificate of the identity in dir, and nothing else there: a crash leaves the old one or the new one.
 func SaveCert(dir string, cert *x509.Certificate) error {
-	path := filepath.Join(dir, certFile)
+	return replaceFile(filepath.Join(dir, certFile), EncodeCert(cert))
+}
+
+// SaveCluster replaces what the identity in dir knows of its cluster, and nothing else there.
+func (i *Identity) SaveCluster(dir string) error {
+	if err := i.Validate(); err != nil {
+		return fmt.Errorf("identity %s: not saved, it is faulty: %w", dir, err)
+	}
+	files, err := i.files()
+	if err != nil {
+		return fmt.Errorf("identity %s: %w", dir, err)
+	}
+	return replaceFile(filepath.Join(dir, clusterFile), files[clusterFile])
+}
+
+func replaceFile(path string, data []byte) error {
 	fresh := path + ".new"
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) { // of an interrupted call
 		return fmt.Errorf("identity file %s: %w", path, err)
 	}
-	err := writeSynced(fresh, EncodeCert(cert))
+	err := writeSynced(fresh, data)
 	if err == nil {
 		err = os.Rename(fresh, path)
 	}
 	if err == nil {
-		err = syncDir(dir)
+		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {
 		return fmt.Errorf("identity file %s: %w", path, err)

@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"time"
 
@@ -21,6 +20,7 @@ import (
 	"k8s.io/kubernetes/pkg/controlplane/controller/legacytokentracking"
 	"k8s.io/kubernetes/pkg/controlplane/controller/systemnamespaces"
 	"k8s.io/kubernetes/pkg/serviceaccount"
+	"skein.io/skein/node/api/kinds"
 )
 
 // bootstrapRetry is the pause between attempts to write what every cluster has. The store has a
@@ -41,8 +41,7 @@ func (b *build) addHooks(s *genericapiserver.GenericAPIServer) error {
 		},
 		// Without it Service addresses cannot be given, and upstream's repair ends the process after a minute.
 		"start-kubernetes-service-cidr-controller": func(h genericapiserver.PostStartHookContext) error {
-			cidr := net.IPNet{IP: b.cfg.ServiceCIDR.Addr().AsSlice(), Mask: net.CIDRMask(b.cfg.ServiceCIDR.Bits(), b.cfg.ServiceCIDR.Addr().BitLen())}
-			defaultservicecidr.NewController(cidr, net.IPNet{}, b.client).Start(h)
+			defaultservicecidr.NewController(kinds.IPNet(b.cfg.ServiceCIDR), kinds.IPNet(b.cfg.SecondServiceCIDR), b.client).Start(h)
 			return nil
 		},
 		"start-cluster-authentication-info-controller": func(h genericapiserver.PostStartHookContext) error {

@@ -255,7 +255,7 @@ func (b *build) buildMain(crds *apiextensionsapi.CustomResourceDefinitions) (*ge
 		Authenticator: b.generic.Authentication.Authenticator, Authorizer: b.generic.Authorization.Authorizer, Rules: b.generic.RuleResolver,
 		Loopback: b.generic.LoopbackClientConfig, Client: b.client, Informers: b.informers,
 		Tokens: b.tokens, Audiences: b.generic.Authentication.APIAudiences,
-		ServiceCIDR: b.cfg.ServiceCIDR, NodePorts: b.cfg.NodePorts, EventTTL: b.cfg.EventTTL,
+		ServiceCIDR: b.cfg.ServiceCIDR, SecondServiceCIDR: b.cfg.SecondServiceCIDR, NodePorts: b.cfg.NodePorts, EventTTL: b.cfg.EventTTL,
 		ProxyTransport: utilnet.SetTransportDefaults(b.outward()),
 		Nodes:          b.agents.wrap, Components: b.components,
 	})

@@ -80,6 +80,8 @@ type Config struct {
 
 	// ServiceCIDR is the range of Service addresses. Default 10.96.0.0/16.
 	ServiceCIDR netip.Prefix
+	// SecondServiceCIDR, of the other family, makes Services of both possible. Optional.
+	SecondServiceCIDR netip.Prefix
 	// DNSServiceIP is the address of Service kube-system/kube-dns. Default: the tenth of ServiceCIDR.
 	DNSServiceIP netip.Addr
 	// NodePorts is the range of node ports. Default 30000-32767.
@@ -202,6 +204,9 @@ func (c *Config) Validate() error {
 	}
 	if c.ServiceCIDR != c.ServiceCIDR.Masked() || c.ServiceCIDR.Addr().BitLen()-c.ServiceCIDR.Bits() < 4 {
 		bad("ServiceCIDR %s must have no host bits and at least 16 addresses", c.ServiceCIDR)
+	}
+	if s := c.SecondServiceCIDR; s.IsValid() && (s != s.Masked() || s.Addr().Is4() == c.ServiceCIDR.Addr().Is4() || s.Addr().BitLen()-s.Bits() < 4 || s.Addr().BitLen()-s.Bits() > 64) {
+		bad("SecondServiceCIDR %s must be of another family than ServiceCIDR %s, with no host bits, at least 16 addresses and at most 2^64", s, c.ServiceCIDR)
 	}
 	if !c.ServiceCIDR.Contains(c.DNSServiceIP) || c.DNSServiceIP == nthAddr(c.ServiceCIDR, 1) {
 		bad("DNSServiceIP %s must be in ServiceCIDR %s and not its first", c.DNSServiceIP, c.ServiceCIDR)

@@ -144,7 +144,7 @@ func (f *fixture) close() {
 // config is what a server of the cluster gets.
 func (f *fixture) config(node string) Config {
 	return Config{
-		NodeName: node, AdvertiseIP: netip.MustParseAddr("192.0.2.10"),
+		NodeName: node, AdvertiseIP: netip.MustParseAddr("192.0.2.10"), SecondServiceCIDR: netip.MustParsePrefix("fd00:96::/112"),
 		Store: func(key string) *etcdclient.Client {
 			f.prefixes.Store(key, true)
 			return f.store

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -19,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/kubernetes/pkg/controller/certificates/authority"
 	"k8s.io/kubernetes/pkg/controller/clusterroleaggregation"
+	"k8s.io/kubernetes/pkg/controller/servicecidrs"
 	"k8s.io/utils/clock"
 )
 
@@ -34,7 +36,7 @@ const (
 // RunLeaderHooks does what one server of the cluster at a time should do, until ctx ends: it keeps
 // the endpoints of Service default/kubernetes equal to Config.Replicas, fills aggregated ClusterRoles
 // (without that the roles admin, edit and view are empty), asks aggregated API servers whether they are available, keeps the tokens in
-// Secrets, checks the types in admission policies, and approves, signs and clears away certificate requests. It writes only when there is
+// Secrets, checks the types in admission policies, keeps ServiceCIDRs in being as long as somebody has an address of theirs, and approves, signs and clears away certificate requests. It writes only when there is
 // something to do. decorate is applied to the context of each request, as in Loopback.
 func (s *Server) RunLeaderHooks(ctx context.Context, decorate func(context.Context) context.Context) error {
 	client, err := kubernetes.NewForConfig(s.Loopback("skein-kubernetes-service", decorate))
@@ -58,13 +60,17 @@ func (s *Server) RunLeaderHooks(ctx context.Context, decorate func(context.Conte
 // runUpstream runs upstream's controllers. They have informers of their own, so that nothing of them is left when ctx ends.
 func runUpstream(ctx context.Context, client kubernetes.Interface, ca *authority.CertificateAuthority) {
 	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields))
+	cidrs := servicecidrs.NewController(ctx, f.Networking().V1().ServiceCIDRs(), f.Networking().V1().IPAddresses(), client)
 	roles := clusterroleaggregation.NewClusterRoleAggregation(f.Rbac().V1().ClusterRoles(), client.RbacV1())
 	wait := func() {}
 	if ca != nil {
 		wait = runCertificates(ctx, client, f, ca)
 	}
 	f.StartWithContext(ctx)
+	var others sync.WaitGroup
+	others.Go(func() { cidrs.Run(ctx, 1) })
 	roles.Run(ctx, 1)
+	others.Wait()
 	wait()
 	f.Shutdown()
 }

@@ -230,7 +230,7 @@ func (n *node) serveAPI(ctx context.Context, clients shardClients, changed <-cha
 		Store:    clients.forKeys,
 		ClientCA: keys.authority.CertPEM(), CAKey: keys.authority.Key, SAKey: keys.sa, Keys: apiKeys{n}, Sealed: n.cfg.Sealed, FrontProxyCA: proxies,
 		KubeletClientCert: func() (*tls.Certificate, error) { return agentCert.agentClientCert(keys.authority, time.Now()) },
-		ServiceCIDR:       cluster.ServiceCIDR, DNSServiceIP: cluster.DNS, EvictionGrace: n.cfg.EvictionGrace,
+		ServiceCIDR:       cluster.ServiceCIDR, SecondServiceCIDR: cluster.ServiceCIDR6, DNSServiceIP: cluster.DNS, EvictionGrace: n.cfg.EvictionGrace,
 		Replicas: n.replicaAddrs, NodeLabels: n.mayLabel, LastKnown: n.lastKnown,
 		Access: n.cfg.Access, Limits: n.cfg.Limits, RequestLog: n.cfg.RequestLog,
 		Extra:       map[string]http.Handler{"/skein/v1/": n.controlHandler()},

@@ -58,6 +58,9 @@ type Config struct {
 	PodCIDR netip.Prefix
 	// ServiceCIDR holds the Services' addresses; a joiner takes the cluster's. Default 10.96.0.0/16.
 	ServiceCIDR netip.Prefix
+	// ServiceCIDR6 holds IPv6 addresses for Services that ask for one. A cluster without takes it when its nodes are started with
+	// it; a joiner takes the cluster's. Pods have IPv4 addresses alone, so nothing is reached at these yet. Default none.
+	ServiceCIDR6 netip.Prefix
 	// ClusterDomain is the DNS domain; a joiner takes the cluster's. Default cluster.local.
 	ClusterDomain string
 	// Sealed are resources that this node, when it serves the API, seals in the store beside Secrets. Default none.
@@ -211,6 +214,9 @@ func (c *Config) Validate() error {
 		if !n.p.Addr().Is4() || n.p.Bits() < n.min || n.p.Bits() > n.max || n.p != n.p.Masked() {
 			bad("%s %s: want an IPv4 network of /%d to /%d", n.what, n.p, n.min, n.max)
 		}
+	}
+	if p := c.ServiceCIDR6; p.IsValid() && (!p.Addr().Is6() || p.Addr().Is4In6() || p != p.Masked() || p.Bits() < 64 || p.Bits() > 120) {
+		bad("second service CIDR %s: want an IPv6 network of /64 to /120", p)
 	}
 	if c.PodCIDR.Overlaps(c.ServiceCIDR) {
 		bad("pod CIDR %s and service CIDR %s overlap", c.PodCIDR, c.ServiceCIDR)

@@ -87,6 +87,15 @@ func resume(cfg Config) (*identity.Identity, error) {
 		return nil, fmt.Errorf("%s: %w: it was made by node %q, this one is called %q: use --name %s, or another --state-dir",
 			cfg.StateDir, errOtherName, id.Name, cfg.Name, id.Name)
 	}
+	if p := cfg.ServiceCIDR6; p.IsValid() && p != id.Cluster.ServiceCIDR6 {
+		if have := id.Cluster.ServiceCIDR6; have.IsValid() {
+			return nil, fmt.Errorf("second service CIDR %s: the cluster has %s already, whose addresses are in use", p, have)
+		}
+		id.Cluster.ServiceCIDR6 = p // the cluster gets one
+		if err := id.SaveCluster(filepath.Join(cfg.StateDir, "identity")); err != nil {
+			return nil, err
+		}
+	}
 	return id, nil
 }
 
@@ -134,7 +143,7 @@ func found(cfg Config, now time.Time) (*identity.Identity, error) {
 	id := &identity.Identity{
 		Name: cfg.Name, ClusterID: clusterID, Key: key, Cert: cert, CA: authority.Cert, GossipKey: gossipKey,
 		Cluster: identity.Cluster{
-			PodCIDR: cfg.PodCIDR, ServiceCIDR: cfg.ServiceCIDR, Domain: cfg.ClusterDomain, GossipProfile: cfg.Profile,
+			PodCIDR: cfg.PodCIDR, ServiceCIDR: cfg.ServiceCIDR, ServiceCIDR6: cfg.ServiceCIDR6, Domain: cfg.ClusterDomain, GossipProfile: cfg.Profile,
 			DNS: nth(cfg.ServiceCIDR, 10),
 		},
 	}

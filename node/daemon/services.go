@@ -87,6 +87,9 @@ func translatePort(svc *corev1.Service, p *corev1.ServicePort) (service.Service,
 		}
 	}
 	front(svc.Spec.ClusterIP, false) // "None" of a headless Service is no address
+	if more := svc.Spec.ClusterIPs; len(more) > 1 {
+		front(more[1], false) // of the other family
+	}
 	for _, a := range svc.Spec.ExternalIPs {
 		front(a, true)
 	}

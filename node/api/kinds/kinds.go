@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -75,8 +76,10 @@ type Deps struct {
 	Audiences authenticator.Audiences
 
 	ServiceCIDR netip.Prefix
-	NodePorts   utilnet.PortRange
-	EventTTL    time.Duration // how long an Event is kept
+	// SecondServiceCIDR is of the other family; not valid for none.
+	SecondServiceCIDR netip.Prefix
+	NodePorts         utilnet.PortRange
+	EventTTL          time.Duration // how long an Event is kept
 
 	// ProxyTransport reaches pods and Services for the proxy subresources.
 	ProxyTransport *http.Transport
@@ -148,18 +151,28 @@ func Groups(d Deps) ([]*Group, error) {
 		}
 		groups = append(groups, g)
 	}
-	return groups, nil
+	named := func(name string) *Group {
+		return groups[slices.IndexFunc(groups, func(g *Group) bool { return g.PrioritizedVersions[0].Group == name })]
+	}
+	return groups, guardAddresses(named(""), named("networking.k8s.io"))
+}
+
+// IPNet is a network as upstream takes it; of one that is not valid, none.
+func IPNet(p netip.Prefix) net.IPNet {
+	if !p.IsValid() {
+		return net.IPNet{}
+	}
+	return net.IPNet{IP: p.Masked().Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
 func providers(d Deps) ([]provider, error) {
-	cidr := net.IPNet{IP: d.ServiceCIDR.Masked().Addr().AsSlice(), Mask: net.CIDRMask(d.ServiceCIDR.Bits(), d.ServiceCIDR.Addr().BitLen())}
 	core, err := corerest.New(corerest.Config{
 		GenericConfig: corerest.GenericConfig{
 			StorageFactory: d.Storage, EventTTL: d.EventTTL, LoopbackClientConfig: d.Loopback, Informers: d.Informers,
 			ServiceAccountIssuer: d.Tokens, ExtendExpiration: true, MaxExtendedExpiration: extendedTokenLife, APIAudiences: d.Audiences,
 		},
 		Proxy:    corerest.ProxyConfig{Transport: d.ProxyTransport, KubeletClientConfig: kubeletConfig()},
-		Services: corerest.ServicesConfig{ClusterIPRange: cidr, NodePortRange: d.NodePorts, IPRepairInterval: repairInterval},
+		Services: corerest.ServicesConfig{ClusterIPRange: IPNet(d.ServiceCIDR), SecondaryClusterIPRange: IPNet(d.SecondServiceCIDR), NodePortRange: d.NodePorts, IPRepairInterval: repairInterval},
 	}, d.Authorizer)
 	if err != nil {
 		return nil, fmt.Errorf("core group: %w", err)
