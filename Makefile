@@ -73,6 +73,7 @@ e2e: build bin/kubectl bin/helm bin/skein-manager ## the agent on a real contain
 .PHONY: slices
 slices: ## a slice of each slow suite that is no Go test of the default build: etcd's own tools on the store, and its speed beside etcd's
 	@$(MAKE) --no-print-directory etcdctl-store
+	@$(MAKE) --no-print-directory diff-api-fast
 	@$(MAKE) --no-print-directory bench-store-fast || $(MAKE) --no-print-directory bench-store-fast # a machine may be busy once
 	@$(MAKE) --no-print-directory bench-api-fast || $(MAKE) --no-print-directory bench-api-fast
 	@$(MAKE) --no-print-directory load-api
@@ -122,9 +123,24 @@ etcdctl-store: etcdctl-store-deps ## every command of etcdctl and etcdutl that a
 check-perf-store: etcdctl-store-deps ## etcdctl check perf: its verdict on throughput and latency, in a minute
 	SKEIN_LONG=1 $(TOOLS) -run TestCheckPerf
 
-kube-store: etcdctl-store-deps bin/kubectl ## a plain kube-apiserver on the store, leaders killed under it; builds upstream's (minutes for the first time)
-	$(GO) -ldflags "$(subst $(VERSION),$(KUBE),$(LDFLAGS))" -o bin/kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
+kube-store: etcdctl-store-deps bin/kubectl bin/kube-apiserver ## a plain kube-apiserver on the store, leaders killed under it; builds upstream's (minutes for the first time)
 	$(TOOLS) -run TestKubeAPIServer
+
+bin/kube-apiserver: go.mod
+	$(GO) -ldflags "$(subst $(VERSION),$(KUBE),$(LDFLAGS))" -o $@ k8s.io/kubernetes/cmd/kube-apiserver
+
+# The API against kube-apiserver: test/diffapi. AREA=lists takes one file of cases.
+.PHONY: diff-api diff-api-fast diff-api-etcd
+DIFFAPI = SKEIN_TOOLS=$(CURDIR)/bin AREA=$(AREA) CGO_ENABLED=0 go test -count=1 -tags "$(TAGS) diffapi" -ldflags "$(KUBELD)" -timeout 20m -v ./test/diffapi
+diff-api-etcd:
+	@mkdir -p bin
+	@cd test/store/etcd && CGO_ENABLED=0 go build -ldflags "-s -w" -o ../../../bin/etcd go.etcd.io/etcd/server/v3
+
+diff-api: bin/kube-apiserver bin/kubectl diff-api-etcd ## 2,500 commands and requests to kube-apiserver and to Skein: the same answers; keeps upstream's. 5 minutes, and as many to build
+	$(DIFFAPI) -run TestSameAsUpstream
+
+diff-api-fast: bin/kubectl ## the same requests to Skein alone, compared with the answers that were kept
+	$(DIFFAPI) -run TestSameAsRecorded
 
 # The upstream conformance suite on a cluster of three nodes. FOCUS and SKIP are regular expressions over the tests' names; CONFORMANCE
 # takes other flags of bin/skein-conformance (--keep leaves the cluster up).

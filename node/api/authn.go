@@ -78,9 +78,11 @@ func (b *build) buildAuthentication(ctx context.Context) error {
 	}
 	b.bootstrap = bootstrapSecrets(b.client)
 	view := leanInformers{SharedInformerFactory: b.informers, secrets: b.bootstrap}
-	if err := o.ApplyTo(ctx, a, nil, nil, &openapicommon.Config{}, nil, b.client, view, b.generic.APIServerID); err != nil {
+	described := &openapicommon.OpenAPIV3Config{}
+	if err := o.ApplyTo(ctx, a, nil, nil, &openapicommon.Config{}, described, b.client, view, b.generic.APIServerID); err != nil {
 		return fmt.Errorf("authentication: %w", err)
 	}
+	b.schemes = described.SecuritySchemes
 	a.APIAudiences = authenticator.Audiences{issuer}
 	byToken := a.Authenticator
 	// The file may say it in another way.

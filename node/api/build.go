@@ -38,6 +38,7 @@ import (
 	"k8s.io/component-base/featuregate"
 	versioninfo "k8s.io/component-base/version"
 	aggregatorapi "k8s.io/kube-aggregator/pkg/apiserver"
+	"k8s.io/kube-openapi/pkg/spec3"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"k8s.io/kubernetes/pkg/capabilities"
 	"k8s.io/kubernetes/pkg/routes"
@@ -79,6 +80,7 @@ type build struct {
 	proxy     *frontProxy
 	dialer    *transport.DialHolder // of Config.Dial; one, as connections are kept by it
 	self      *selfDoor
+	schemes   spec3.SecuritySchemes // ways to authenticate, as OpenAPI tells them
 	listener  *idleListener
 	log       requestLog
 	probe     *storeProbe
@@ -87,15 +89,18 @@ type build struct {
 // newBuild makes what does not depend on the rest.
 func newBuild(ctx context.Context, cfg *Config, bridge *store.Bridge) (*build, error) {
 	capabilities.Setup(true, 0) // privileged pods are refused otherwise
-	b := &build{cfg: cfg, log: requestLog{cfg.Logger, *cfg.RequestLog}, loopback: &loopback.Transport{}, resources: kinds.Resources(), tracer: noopoteltrace.NewTracerProvider()}
+	b := &build{cfg: cfg, log: requestLog{cfg.Logger, *cfg.RequestLog}, loopback: &loopback.Transport{}, tracer: noopoteltrace.NewTracerProvider()}
 	var err error
+	if b.resources, err = kinds.Resources(cfg.RuntimeConfig); err != nil {
+		return nil, err
+	}
 	if b.clientCA, err = dynamiccertificates.NewStaticCAContent("client-ca", cfg.ClientCA); err != nil {
 		return nil, fmt.Errorf("client CA: %w", err)
 	}
 	if b.tokens, err = newTokens(cfg); err != nil {
 		return nil, err
 	}
-	if b.docs, err = openapi.Load(); err != nil {
+	if b.docs, err = openapi.Load(kinds.Extra(b.resources)); err != nil {
 		return nil, err
 	}
 	if b.proxy, err = newFrontProxy(cfg); err != nil {

@@ -22,6 +22,7 @@ import (
 	"skein.io/skein/gossip/identity"
 	"skein.io/skein/node/api/access"
 	"skein.io/skein/node/api/encrypt"
+	"skein.io/skein/node/api/kinds"
 	"skein.io/skein/node/api/store"
 )
 
@@ -77,6 +78,10 @@ type Config struct {
 	// like), asked at each connection. Its user should be AgentClientUser, which bootstrap gives
 	// what it needs.
 	KubeletClientCert func() (*tls.Certificate, error)
+
+	// RuntimeConfig says which versions of the API are served beside or instead of the stable ones, as kube-apiserver's flag of that name:
+	// "GROUP/VERSION", "GROUP/VERSION/RESOURCE", "api/beta" or "api/all" with "true" or "false". The same on all replicas. Default: none.
+	RuntimeConfig map[string]string
 
 	// ServiceCIDR is the range of Service addresses. Default 10.96.0.0/16.
 	ServiceCIDR netip.Prefix
@@ -193,6 +198,9 @@ func (c *Config) Validate() error {
 	}
 	if c.FrontProxyCA == nil {
 		bad("FrontProxyCA is nil")
+	}
+	if _, err := kinds.Resources(c.RuntimeConfig); err != nil {
+		bad("RuntimeConfig: %v", err)
 	}
 	for _, err := range []error{c.Access.Validate(), c.Limits.Validate()} {
 		if err != nil {

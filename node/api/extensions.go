@@ -6,20 +6,24 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	apiextv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apiextv1beta1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1beta1"
 	apiextensionsapi "k8s.io/apiextensions-apiserver/pkg/apiserver"
 	apiextclient "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset/typed/apiextensions/v1"
 	apiextopenapi "k8s.io/apiextensions-apiserver/pkg/generated/openapi"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/sets"
 	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
 	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/healthz"
 	serverstorage "k8s.io/apiserver/pkg/server/storage"
 	"k8s.io/client-go/transport"
 	apiregv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
@@ -27,9 +31,11 @@ import (
 	aggregatorapi "k8s.io/kube-aggregator/pkg/apiserver"
 	aggregatorscheme "k8s.io/kube-aggregator/pkg/apiserver/scheme"
 	apiregclient "k8s.io/kube-aggregator/pkg/client/clientset_generated/clientset/typed/apiregistration/v1"
+	apireglisters "k8s.io/kube-aggregator/pkg/client/listers/apiregistration/v1"
 	"k8s.io/kube-aggregator/pkg/controllers/autoregister"
 	remoteavailability "k8s.io/kube-aggregator/pkg/controllers/status/remote"
 	aggopenapi "k8s.io/kube-aggregator/pkg/generated/openapi"
+	"k8s.io/kube-openapi/pkg/common"
 	"k8s.io/kubernetes/pkg/controlplane/controller/crdregistration"
 	"skein.io/skein/node/api/kinds"
 	"skein.io/skein/node/api/openapi"
@@ -42,6 +48,14 @@ const (
 	maxRemoteDocument = 32 << 20
 )
 
+// openAPIV3 says how the servers around the main one describe themselves.
+func (b *build) openAPIV3(definitions common.GetOpenAPIDefinitions, scheme *runtime.Scheme) *common.OpenAPIV3Config {
+	c := genericapiserver.DefaultOpenAPIV3Config(definitions, openapinamer.NewDefinitionNamer(scheme))
+	c.Info.Title = "Kubernetes"
+	c.SecuritySchemes = b.schemes
+	return c
+}
+
 // buildCustom makes the server of custom resources, which answers what the main one does not know.
 func (b *build) buildCustom(base genericapiserver.Config, notFound http.Handler) (*apiextensionsapi.CustomResourceDefinitions, error) {
 	defs, err := apiextclient.NewForConfig(base.LoopbackClientConfig)
@@ -49,12 +63,14 @@ func (b *build) buildCustom(base genericapiserver.Config, notFound http.Handler)
 		return nil, fmt.Errorf("custom resources: %w", err)
 	}
 	end := &newDefinitions{next: notFound, defs: defs.CustomResourceDefinitions()}
-	base.RESTOptionsGetter = b.stores.Extension(apiextensionsapi.Codecs.LegacyCodec(apiextv1.SchemeGroupVersion), apiextv1.SchemeGroupVersion)
+	// As upstream stores them: in version v1beta1 a definition takes less room, so that larger ones fit.
+	older := runtime.NewMultiGroupVersioner(apiextv1beta1.SchemeGroupVersion, schema.GroupKind{Group: apiextv1beta1.GroupName})
+	base.RESTOptionsGetter = b.stores.Extension(apiextensionsapi.Codecs.LegacyCodec(apiextv1beta1.SchemeGroupVersion, apiextv1.SchemeGroupVersion), older)
 	base.MergedResourceConfig = serverstorage.NewResourceConfig()
 	base.MergedResourceConfig.EnableVersions(apiextv1.SchemeGroupVersion)
 	base.SkipOpenAPIInstallation = false
 	base.OpenAPIConfig = nil // package openapi merges version 2
-	base.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(apiextopenapi.GetOpenAPIDefinitions, openapinamer.NewDefinitionNamer(apiextensionsapi.Scheme))
+	base.OpenAPIV3Config = b.openAPIV3(apiextopenapi.GetOpenAPIDefinitions, apiextensionsapi.Scheme)
 	cfg := apiextensionsapi.Config{
 		GenericConfig: &genericapiserver.RecommendedConfig{Config: base, SharedInformerFactory: b.informers},
 		ExtraConfig: apiextensionsapi.ExtraConfig{
@@ -77,7 +93,7 @@ func (b *build) buildAggregator(base genericapiserver.Config, main *genericapise
 	base.RESTOptionsGetter = b.stores.Extension(aggregatorscheme.Codecs.LegacyCodec(apiregv1.SchemeGroupVersion), apiregv1.SchemeGroupVersion)
 	base.SkipOpenAPIInstallation = true
 	base.OpenAPIConfig = nil
-	base.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(aggopenapi.GetOpenAPIDefinitions, openapinamer.NewDefinitionNamer(aggregatorscheme.Scheme))
+	base.OpenAPIV3Config = b.openAPIV3(aggopenapi.GetOpenAPIDefinitions, aggregatorscheme.Scheme)
 	base.MergedResourceConfig = serverstorage.NewResourceConfig()
 	base.MergedResourceConfig.EnableVersions(apiregv1.SchemeGroupVersion)
 	base.AggregatedDiscoveryGroupManager = main.AggregatedDiscoveryGroupManager
@@ -100,7 +116,9 @@ func (b *build) buildAggregator(base genericapiserver.Config, main *genericapise
 		return nil, fmt.Errorf("aggregator: %w", err)
 	}
 	auto := autoregister.NewAutoRegisterController(a.APIRegistrationInformers.Apiregistration().V1().APIServices(), client)
+	var names []string
 	for gv, p := range served(main) {
+		names = append(names, gv.Version+"."+gv.Group)
 		base.AggregatedDiscoveryGroupManager.SetGroupVersionPriority(metav1.GroupVersion(gv), int(p.Group), int(p.Version))
 		auto.AddAPIServiceToSyncOnStart(&apiregv1.APIService{
 			ObjectMeta: metav1.ObjectMeta{Name: gv.Version + "." + gv.Group},
@@ -116,10 +134,35 @@ func (b *build) buildAggregator(base genericapiserver.Config, main *genericapise
 		}()
 		return nil
 	})
+	if err == nil {
+		err = a.GenericAPIServer.AddBootSequenceHealthChecks(registered(names, a.APIRegistrationInformers.Apiregistration().V1().APIServices().Lister()))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("aggregator: %w", err)
 	}
 	return a, nil
+}
+
+// registered is upstream's check that all built-in group versions have been available once: before that, discovery is not complete.
+func registered(names []string, known apireglisters.APIServiceLister) healthz.HealthChecker {
+	var done atomic.Bool
+	slices.Sort(names)
+	return healthz.NamedCheck("autoregister-completion", func(*http.Request) error {
+		if done.Load() {
+			return nil
+		}
+		var missing []string
+		for _, n := range names {
+			if a, err := known.Get(n); err != nil || !aggregatorhelper.IsAPIServiceConditionTrue(a, apiregv1.Available) {
+				missing = append(missing, n)
+			}
+		}
+		if len(missing) > 0 {
+			return fmt.Errorf("missing APIService: %v", missing)
+		}
+		done.Store(true)
+		return nil
+	})
 }
 
 // served gives the built-in group versions that main serves, with their order.

@@ -109,7 +109,7 @@ func TestDiscoveryMatchesDocuments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	docs, err := openapi.Load()
+	docs, err := openapi.Load(nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -228,7 +228,7 @@ func (n *node) serveAPI(ctx context.Context, clients shardClients, changed <-cha
 	srv, err := api.New(ctx, api.Config{
 		NodeName: n.cfg.Name, AdvertiseIP: n.cfg.Address, AdvertisePort: apiPort,
 		Store:    clients.forKeys,
-		ClientCA: keys.authority.CertPEM(), CAKey: keys.authority.Key, SAKey: keys.sa, Keys: apiKeys{n}, Sealed: n.cfg.Sealed, FrontProxyCA: proxies,
+		ClientCA: keys.authority.CertPEM(), CAKey: keys.authority.Key, SAKey: keys.sa, Keys: apiKeys{n}, Sealed: n.cfg.Sealed, RuntimeConfig: n.cfg.RuntimeConfig, FrontProxyCA: proxies,
 		KubeletClientCert: func() (*tls.Certificate, error) { return agentCert.agentClientCert(keys.authority, time.Now()) },
 		ServiceCIDR:       cluster.ServiceCIDR, SecondServiceCIDR: cluster.ServiceCIDR6, DNSServiceIP: cluster.DNS, EvictionGrace: n.cfg.EvictionGrace,
 		Replicas: n.replicaAddrs, NodeLabels: n.mayLabel, LastKnown: n.lastKnown,

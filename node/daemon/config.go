@@ -63,6 +63,8 @@ type Config struct {
 	ServiceCIDR6 netip.Prefix
 	// ClusterDomain is the DNS domain; a joiner takes the cluster's. Default cluster.local.
 	ClusterDomain string
+	// RuntimeConfig says which versions of the API this node serves beside the stable ones; see api.Config. Default none.
+	RuntimeConfig map[string]string
 	// Sealed are resources that this node, when it serves the API, seals in the store beside Secrets. Default none.
 	Sealed []schema.GroupResource
 	// CertTTL is the life of the nodes' certificates that this node signs. Default a year; tests want less.

@@ -46,6 +46,7 @@ import (
 	resourcerest "k8s.io/kubernetes/pkg/registry/resource/rest"
 	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 	storagerest "k8s.io/kubernetes/pkg/registry/storage/rest"
+	svmrest "k8s.io/kubernetes/pkg/registry/storagemigration/rest"
 	"k8s.io/kubernetes/pkg/serviceaccount"
 )
 
@@ -190,6 +191,7 @@ func providers(d Deps) ([]provider, error) {
 		noderest.RESTStorageProvider{},
 		policyrest.RESTStorageProvider{},
 		rbacrest.RESTStorageProvider{Authorizer: d.Authorizer},
+		svmrest.RESTStorageProvider{},
 		schedulingrest.RESTStorageProvider{},
 		storagerest.RESTStorageProvider{},
 		flowcontrolrest.RESTStorageProvider{InformerFactory: d.Informers},

@@ -7,37 +7,36 @@
 package openapi
 
 //go:generate go run -tags openapigen,grpcnotrace -ldflags "-X k8s.io/component-base/version.gitVersion=v1.36.3 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36" ./gen static
+//go:generate go run -tags openapigen,grpcnotrace -ldflags "-X k8s.io/component-base/version.gitVersion=v1.36.3 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36" ./gen -all static
 
 import (
-	"bytes"
-	"compress/gzip"
-	"crypto/sha512"
 	"embed"
 	"fmt"
-	"io"
-	"net/http"
+	"maps"
+	"slices"
 	"strings"
 	"time"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/kube-openapi/pkg/validation/spec"
 )
 
-//go:embed static
+//go:embed all:static
 var files embed.FS
-
-// document is one embedded file.
-type document struct {
-	packed []byte // gzip
-	etag   string // of packed, in hex
-}
 
 // Documents holds the embedded files. It copies them out of the binary once, when made.
 type Documents struct {
 	v3             map[string]*document // by group version path: "apis/apps/v1"
 	v2JSON, v2Wire *document
+	since          time.Time // when they were read
+	// v2All is the document of all versions that upstream knows, or nil when none but those that it serves by default is wanted.
+	v2All  *document
+	hidden []string // path prefixes in v2All
 }
 
-// Load reads the embedded files.
-func Load() (*Documents, error) {
-	d := &Documents{v3: map[string]*document{}}
+// Load reads the embedded files: those of the versions that upstream serves by default, and of more. What more has no kinds is not missed.
+func Load(more []schema.GroupVersion) (*Documents, error) {
+	d := &Documents{v3: map[string]*document{}, since: time.Now()}
 	var err error
 	if d.v2JSON, err = load("static/v2.json.gz"); err != nil {
 		return nil, err
@@ -55,7 +54,57 @@ func Load() (*Documents, error) {
 			return nil, err
 		}
 	}
+	if len(more) > 0 {
+		if err := d.addExtra(more); err != nil {
+			return nil, err
+		}
+	}
 	return d, nil
+}
+
+// addExtra adds the documents of versions that upstream does not serve by default.
+func (d *Documents) addExtra(more []schema.GroupVersion) error {
+	entries, err := files.ReadDir("static/extra/v3")
+	if err != nil {
+		return fmt.Errorf("embedded OpenAPI documents: %w", err)
+	}
+	for _, e := range entries {
+		path := strings.ReplaceAll(strings.TrimSuffix(e.Name(), ".json.gz"), "__", "/")
+		group, version, _ := strings.Cut(strings.TrimPrefix(path, "apis/"), "/")
+		if !slices.ContainsFunc(more, func(gv schema.GroupVersion) bool {
+			return gv.Group == group && (gv.Version == version || version == "")
+		}) {
+			d.hidden = append(d.hidden, "/"+path+"/")
+			continue
+		}
+		if d.v3[path], err = load("static/extra/v3/" + e.Name()); err != nil {
+			return err
+		}
+	}
+	d.v2All, err = load("static/extra/v2.json.gz")
+	return err
+}
+
+// base gives the version 2 document of what is built in and served.
+func (d *Documents) base() (*spec.Swagger, error) {
+	doc := d.v2JSON
+	if d.v2All != nil {
+		doc = d.v2All
+	}
+	b, err := doc.unpack()
+	if err != nil {
+		return nil, err
+	}
+	base := &spec.Swagger{}
+	if err := base.UnmarshalJSON(b); err != nil {
+		return nil, fmt.Errorf("embedded OpenAPI document: %w", err)
+	}
+	if base.Paths != nil {
+		maps.DeleteFunc(base.Paths.Paths, func(path string, _ spec.PathItem) bool {
+			return slices.ContainsFunc(d.hidden, func(prefix string) bool { return strings.HasPrefix(path, prefix) })
+		})
+	}
+	return base, nil
 }
 
 func load(name string) (*document, error) {
@@ -63,7 +112,7 @@ func load(name string) (*document, error) {
 	if err != nil {
 		return nil, fmt.Errorf("embedded OpenAPI documents: %w", err)
 	}
-	return &document{packed: b, etag: fmt.Sprintf("%X", sha512.Sum512(b))}, nil
+	return &document{packed: b}, nil
 }
 
 // V3 gives the JSON document of one group version ("api/v1", "apis/apps/v1"), or false when
@@ -75,44 +124,4 @@ func (d *Documents) V3(path string) ([]byte, bool, error) {
 	}
 	b, err := doc.unpack()
 	return b, true, err
-}
-
-func (d *document) unpack() ([]byte, error) {
-	r, err := gzip.NewReader(bytes.NewReader(d.packed))
-	if err != nil {
-		return nil, fmt.Errorf("embedded OpenAPI document: %w", err)
-	}
-	b, err := io.ReadAll(r)
-	if err != nil {
-		return nil, fmt.Errorf("embedded OpenAPI document: %w", err)
-	}
-	return b, nil
-}
-
-// serve sends the document, packed as it is when the client accepts that.
-func (d *document) serve(w http.ResponseWriter, r *http.Request, contentType string) {
-	h := w.Header()
-	h.Set("Content-Type", contentType)
-	h.Set("Etag", `"`+d.etag+`"`)
-	h.Set("Vary", "Accept, Accept-Encoding")
-	if r.URL.Query().Get("hash") != "" {
-		// The address contains the hash of the content: it never changes.
-		h.Set("Cache-Control", "public, immutable")
-		h.Set("Expires", time.Now().AddDate(1, 0, 0).UTC().Format(http.TimeFormat))
-	}
-	if strings.Contains(r.Header.Get("If-None-Match"), d.etag) {
-		w.WriteHeader(http.StatusNotModified)
-		return
-	}
-	if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
-		h.Set("Content-Encoding", "gzip")
-		_, _ = w.Write(d.packed) // fails when the client has gone
-		return
-	}
-	b, err := d.unpack()
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	_, _ = w.Write(b)
 }

@@ -5,12 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"k8s.io/apiextensions-apiserver/pkg/apihelpers"
 	apiextv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apiextensionsapi "k8s.io/apiextensions-apiserver/pkg/apiserver"
 	apiextlisters "k8s.io/apiextensions-apiserver/pkg/client/listers/apiextensions/v1"
@@ -24,8 +24,6 @@ import (
 )
 
 const (
-	typeJSON   = "application/json"
-	typeV2Wire = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
 	// keepMerged is how long a document with custom resources is kept after its last use: it costs
 	// some 40 MB while it exists.
 	keepMerged = time.Minute
@@ -76,8 +74,9 @@ func (s *Server) Install(m *mux.PathRecorderMux) {
 }
 
 func (s *Server) serveV3(w http.ResponseWriter, r *http.Request) {
-	if d, ok := s.docs.v3[strings.TrimPrefix(r.URL.Path, "/openapi/v3/")]; ok {
-		d.serve(w, r, typeJSON)
+	path := strings.TrimPrefix(r.URL.Path, "/openapi/v3/")
+	if _, ok := s.docs.v3[path]; ok {
+		s.docs.serveV3(w, r, path)
 		return
 	}
 	s.crdV3.ServeHTTP(w, r)
@@ -94,7 +93,7 @@ func (s *Server) serveV3Index(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	for path, d := range s.docs.v3 {
-		index.Paths[path] = handler3.OpenAPIV3DiscoveryGroupVersion{ServerRelativeURL: "/openapi/v3/" + path + "?" + url.Values{"hash": {d.etag}}.Encode()}
+		index.Paths[path] = handler3.OpenAPIV3DiscoveryGroupVersion{ServerRelativeURL: hashed(path, d.etag())}
 	}
 	w.Header().Set("Content-Type", typeJSON)
 	_ = json.NewEncoder(w).Encode(index) // fails when the client has gone
@@ -106,7 +105,11 @@ func (s *Server) serveV2(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	if remotes := s.remotes(); len(crds)+len(remotes) > 0 {
+	// Others are not served, or not yet: their names may be another one's.
+	crds = slices.DeleteFunc(crds, func(c *apiextv1.CustomResourceDefinition) bool {
+		return !apihelpers.IsCRDConditionTrue(c, apiextv1.Established)
+	})
+	if remotes := s.remotes(); len(crds)+len(remotes) > 0 || s.docs.v2All != nil {
 		h, err := s.withCustom(crds, remotes)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
@@ -115,11 +118,7 @@ func (s *Server) serveV2(w http.ResponseWriter, r *http.Request) {
 		h.ServeHTTP(w, r)
 		return
 	}
-	if strings.Contains(r.Header.Get("Accept"), "com.github.proto-openapi.spec.v2") {
-		s.docs.v2Wire.serve(w, r, typeV2Wire)
-		return
-	}
-	s.docs.v2JSON.serve(w, r, typeJSON)
+	s.docs.serveV2(w, r)
 }
 
 // withCustom gives a handler of the version 2 document with crds and remotes in it, built on demand.
@@ -189,13 +188,9 @@ func addRemotes(doc *spec.Swagger, remotes []Remote) {
 }
 
 func (s *Server) merge(crds []*apiextv1.CustomResourceDefinition) (*spec.Swagger, error) {
-	b, err := s.docs.v2JSON.unpack()
+	base, err := s.docs.base()
 	if err != nil {
 		return nil, err
-	}
-	base := &spec.Swagger{}
-	if err := base.UnmarshalJSON(b); err != nil {
-		return nil, fmt.Errorf("embedded OpenAPI document: %w", err)
 	}
 	var custom []*spec.Swagger
 	for _, c := range crds {

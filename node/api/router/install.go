@@ -18,6 +18,7 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/discovery"
 	discoveryendpoint "k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
 	"k8s.io/apiserver/pkg/endpoints/handlers"
+	"k8s.io/apiserver/pkg/endpoints/handlers/negotiation"
 	"k8s.io/apiserver/pkg/registry/rest"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	versioninfo "k8s.io/component-base/version"
@@ -31,6 +32,9 @@ type TypeConverters func(schema.GroupVersion) managedfields.TypeConverter
 func Install(s *genericapiserver.GenericAPIServer, cfg genericapiserver.CompletedConfig, groups []*genericapiserver.APIGroupInfo, types TypeConverters, raw RawListers) error {
 	rt := &Router{endpoints: map[key]*endpoint{}, admit: cfg.AdmissionControl, codecs: s.Serializer,
 		minWatch: time.Duration(cfg.MinRequestTimeout) * time.Second}
+	var streams []string
+	rt.media, streams = negotiation.MediaTypesForSerializer(s.Serializer)
+	rt.mediaAndStreams = slices.Concat(rt.media, streams)
 	for _, g := range groups {
 		var served []metav1.GroupVersionForDiscovery
 		for _, gv := range g.PrioritizedVersions {
@@ -88,26 +92,32 @@ func (rt *Router) installVersion(s *genericapiserver.GenericAPIServer, cfg gener
 	}
 	manager.AddGroupVersion(gv.Group, apidiscoveryv2.APIVersionDiscovery{Freshness: apidiscoveryv2.DiscoveryFreshnessCurrent, Version: gv.Version, Resources: disco})
 	mux := s.Handler.NonGoRestfulMux
-	mux.Handle(prefix, discovery.NewAPIVersionHandler(s.Serializer, gv, discovery.APIResourceListerFunc(func() []metav1.APIResource { return list })))
+	document := rt.discovery(discovery.NewAPIVersionHandler(s.Serializer, gv, discovery.APIResourceListerFunc(func() []metav1.APIResource { return list })))
+	mux.Handle(prefix, document)
+	mux.UnlistedHandle(prefix+"/", document)
 	mux.UnlistedHandlePrefix(prefix+"/", rt)
 	return nil
 }
 
 func (rt *Router) installGroup(s *genericapiserver.GenericAPIServer, cfg genericapiserver.CompletedConfig, name string, served []metav1.GroupVersionForDiscovery) {
 	mux := s.Handler.NonGoRestfulMux
+	notFound := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { rt.refuse(w, r, http.StatusNotFound) })
 	if name == "" {
 		// As a plain handler: upstream's director would send all of /api/ to a web service of that root.
 		root := discovery.NewLegacyRootAPIHandler(cfg.DiscoveryAddresses, s.Serializer, genericapiserver.DefaultLegacyAPIPrefix)
-		mux.Handle(genericapiserver.DefaultLegacyAPIPrefix, discoveryendpoint.WrapAggregatedDiscoveryToHandler(root, s.AggregatedLegacyDiscoveryGroupManager, s.AggregatedLegacyDiscoveryGroupManager))
+		document := rt.discovery(discoveryendpoint.WrapAggregatedDiscoveryToHandler(root, s.AggregatedLegacyDiscoveryGroupManager, s.AggregatedLegacyDiscoveryGroupManager))
+		mux.Handle(genericapiserver.DefaultLegacyAPIPrefix, document)
+		mux.UnlistedHandle(genericapiserver.DefaultLegacyAPIPrefix+"/", document)
+		mux.UnlistedHandlePrefix(genericapiserver.DefaultLegacyAPIPrefix+"/", notFound)
 		return
 	}
 	g := metav1.APIGroup{Name: name, Versions: served, PreferredVersion: served[0]}
 	s.DiscoveryGroupManager.AddGroup(g)
 	prefix := genericapiserver.APIGroupPrefix + "/" + name
-	mux.Handle(prefix, discovery.NewAPIGroupHandler(s.Serializer, g))
-	mux.UnlistedHandlePrefix(prefix+"/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		rt.refuse(w, r, http.StatusNotFound)
-	}))
+	document := rt.discovery(discovery.NewAPIGroupHandler(s.Serializer, g))
+	mux.Handle(prefix, document)
+	mux.UnlistedHandle(prefix+"/", document)
+	mux.UnlistedHandlePrefix(prefix+"/", notFound)
 }
 
 // builder makes the endpoints of one group version.
@@ -133,6 +143,7 @@ func (b builder) endpoint(path string) (*endpoint, error) {
 		return nil, err
 	}
 	e := &endpoint{storage: storage, namespaced: scoper.NamespaceScoped(), path: path}
+	e.capabilities()
 	table, _ := storage.(rest.TableConvertor)
 	accepts, _ := storage.(rest.GroupVersionAcceptor)
 	e.scope = handlers.RequestScope{
@@ -164,4 +175,21 @@ func (b builder) endpoint(path string) (*endpoint, error) {
 	}
 	b.s.EquivalentResourceRegistry.RegisterKindFor(e.scope.Resource, sub, kind)
 	return e, nil
+}
+
+// capabilities notes which paths upstream would register for the storage.
+func (e *endpoint) capabilities() {
+	_, e.lists = e.storage.(rest.Lister)
+	_, e.watches = e.storage.(rest.Watcher)
+	_, creates := e.storage.(rest.NamedCreater)
+	_, gets := e.storage.(rest.Getter)
+	_, getsWith := e.storage.(rest.GetterWithOptions)
+	_, updates := e.storage.(rest.Updater)
+	_, deletes := e.storage.(rest.GracefulDeleter)
+	c, connects := e.storage.(rest.Connecter)
+	sub := strings.Contains(e.path, "/") // whatever a subresource can do, it can do to one object
+	e.namedOnes = creates || gets || getsWith || updates || deletes || connects || sub
+	if connects {
+		_, e.subpath, _ = c.NewConnectOptions()
+	}
 }

@@ -33,6 +33,8 @@ type Router struct {
 	admit     admission.Interface
 	minWatch  time.Duration // watches last at least this long, and less than twice it
 	codecs    runtime.NegotiatedSerializer
+	// The types that answers come in, and those with the types of watch streams.
+	media, mediaAndStreams []string
 }
 
 type key struct{ group, version, resource, subresource string }
@@ -43,9 +45,11 @@ type endpoint struct {
 	storage    rest.Storage
 	path       string // "pods/log"
 	namespaced bool
-	warnings   []string  // sent with every answer: the version is deprecated
-	removed    string    // the release in which it goes
-	rawLister  RawLister // nil: upstream lists
+	// What the storage can do: list and watch; something with one object; be connected to, with a path behind.
+	lists, watches, namedOnes, subpath bool
+	warnings                           []string  // sent with every answer: the version is deprecated
+	removed                            string    // the release in which it goes
+	rawLister                          RawLister // nil: upstream lists
 }
 
 func patchTypes() []string {
@@ -60,13 +64,17 @@ func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	e := rt.endpoints[key{info.APIGroup, info.APIVersion, info.Resource, info.Subresource}]
-	if e == nil || !e.scoped(info) {
+	if e == nil || !e.has(info, oldWatch(r.URL.Path)) {
 		rt.refuse(w, r, http.StatusNotFound)
 		return
 	}
 	h := rt.handler(e, info, r)
 	if h == nil {
 		rt.refuse(w, r, http.StatusMethodNotAllowed)
+		return
+	}
+	if code, message := rt.mismatch(e, info, r); code != 0 {
+		rt.refuseWith(w, r, code, message)
 		return
 	}
 	verb := strings.ToUpper(info.Verb)
@@ -80,21 +88,31 @@ func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		metrics.APIServerComponent, len(e.warnings) > 0, e.removed, h)(w, r)
 }
 
-// scoped tells whether the path names a namespace where the resource has one, and only there.
-func (e *endpoint) scoped(info *apirequest.RequestInfo) bool {
+// has tells whether the endpoint has this path for any method: namespaced where the resource is and only there, with a name where something
+// can be done to one object, and with more behind it only where a connection goes on from there.
+func (e *endpoint) has(info *apirequest.RequestInfo, old bool) bool {
+	if len(info.Parts) > 3 && !e.subpath || info.Verb == "proxy" { // the verb: what a path was called before there were subresources
+		return false
+	}
 	// A request for the namespace x is reported with Namespace x as well.
 	inNamespace := info.Namespace != "" && (info.Resource != "namespaces" || info.Name != info.Namespace)
-	if inNamespace {
-		return e.namespaced
+	// A field selector metadata.name=x is reported as the name x, so the path decides.
+	named := len(info.Parts) > 1
+	if inNamespace && !e.namespaced || old && (!e.watches || info.Subresource != "") {
+		return false
 	}
-	// All namespaces at once: lists and watches only, never one object. A field selector metadata.name=x is reported as the
-	// name x, so the path decides.
-	acrossNamespaces := len(info.Parts) < 2 && (info.Verb == "list" || info.Verb == "watch")
-	return !e.namespaced || acrossNamespaces || info.Subresource != ""
+	if e.namespaced && !inNamespace {
+		return e.lists && !named
+	}
+	return !named || e.namedOnes
 }
 
 func (rt *Router) refuse(w http.ResponseWriter, r *http.Request, code int) {
-	err := apierrors.NewGenericServerResponse(code, "", schema.GroupResource{}, "", "", 0, false)
+	rt.refuseWith(w, r, code, "")
+}
+
+func (rt *Router) refuseWith(w http.ResponseWriter, r *http.Request, code int, message string) {
+	err := apierrors.NewGenericServerResponse(code, "", schema.GroupResource{}, "", message, 0, false)
 	responsewriters.ErrorNegotiated(err, rt.codecs, schema.GroupVersion{}, w, r)
 }
 
@@ -103,10 +121,15 @@ func (rt *Router) handler(e *endpoint, info *apirequest.RequestInfo, r *http.Req
 	if c, ok := e.storage.(rest.Connecter); ok && slices.Contains(c.ConnectMethods(), r.Method) {
 		return handlers.ConnectResource(c, &e.scope, rt.admit, e.path, e.scope.Subresource != "")
 	}
-	if r.Method == http.MethodHead || r.Method == http.MethodOptions {
+	// The verb of an old watch path, and of a read with ?watch, does not depend on the method.
+	reads := info.Verb == "get" || info.Verb == "list" || info.Verb == "watch"
+	if reads != (r.Method == http.MethodGet) {
 		return nil
 	}
 	named := info.Name != ""
+	if e.namespaced && info.Namespace == "" && !reads {
+		return nil // of all namespaces at once
+	}
 	switch info.Verb {
 	case "get", "list", "watch":
 		return rt.read(e, info)
@@ -157,4 +180,43 @@ func (rt *Router) read(e *endpoint, info *apirequest.RequestInfo) http.HandlerFu
 		return e.raw(list)
 	}
 	return list
+}
+
+// oldWatch tells a path of the form that watches had before there was ?watch: /api/v1/watch/pods.
+func oldWatch(path string) bool {
+	parts := strings.SplitN(strings.TrimPrefix(path, "/"), "/", 5)
+	return len(parts) > 2 && parts[0] == "api" && parts[2] == "watch" || len(parts) > 3 && parts[0] == "apis" && parts[3] == "watch"
+}
+
+// mismatch applies upstream's media types of the route that leads to an endpoint.
+func (rt *Router) mismatch(e *endpoint, info *apirequest.RequestInfo, r *http.Request) (code int, message string) {
+	if c, ok := e.storage.(rest.Connecter); ok && slices.Contains(c.ConnectMethods(), r.Method) {
+		return 0, "" // connections choose for themselves
+	}
+	consumes, produces := []string{anyMedia}, rt.media
+	switch info.Verb {
+	case "patch":
+		consumes = patchTypes()
+	case "list", "watch":
+		produces = rt.mediaAndStreams
+	}
+	if m, ok := e.storage.(rest.StorageMetadata); ok && !oldWatch(r.URL.Path) {
+		produces = append(slices.Clone(m.ProducesMIMETypes(strings.ToUpper(info.Verb))), produces...)
+	}
+	return mismatch(r, consumes, produces)
+}
+
+// discovery is the route of a discovery document: it is only read.
+func (rt *Router) discovery(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet {
+			rt.refuse(w, r, http.StatusMethodNotAllowed)
+			return
+		}
+		if code, message := mismatch(r, rt.media, rt.media); code != 0 {
+			rt.refuseWith(w, r, code, message)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
 }

@@ -22,6 +22,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"net/url"
@@ -39,17 +40,19 @@ import (
 )
 
 func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: gen OUTPUT-DIRECTORY")
+	all := flag.Bool("all", false, "serve every version, and write what is not below OUTPUT-DIRECTORY already to OUTPUT-DIRECTORY/extra")
+	flag.Parse()
+	if flag.NArg() != 1 {
+		fmt.Fprintln(os.Stderr, "usage: gen [-all] OUTPUT-DIRECTORY")
 		os.Exit(2)
 	}
-	if err := run(os.Args[1]); err != nil {
+	if err := run(flag.Arg(0), *all); err != nil {
 		fmt.Fprintln(os.Stderr, "gen:", err)
 		os.Exit(1)
 	}
 }
 
-func run(out string) error {
+func run(out string, all bool) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	tmp, err := os.MkdirTemp("", "openapi-gen")
@@ -62,11 +65,15 @@ func run(out string) error {
 		return fmt.Errorf("etcd: %w", err)
 	}
 	defer store.Close()
-	client, stopped, err := startServer(ctx, tmp, store.Clients[0].Addr().String())
+	var more []string
+	if all {
+		more = []string{"--runtime-config=api/all=true"}
+	}
+	client, stopped, err := startServer(ctx, tmp, store.Clients[0].Addr().String(), more)
 	if err != nil {
 		return fmt.Errorf("kube-apiserver: %w", err)
 	}
-	err = render(ctx, client, out)
+	err = render(ctx, client, out, all)
 	cancel()
 	<-stopped
 	return err
@@ -92,9 +99,9 @@ func startEtcd(dir string) (*embed.Etcd, error) {
 	}
 }
 
-// startServer runs kube-apiserver with defaults and returns a client with full rights, and a
+// startServer runs kube-apiserver with defaults and more options, and returns a client with full rights, and a
 // channel that is closed when the server has stopped.
-func startServer(ctx context.Context, dir, etcd string) (rest.Interface, <-chan struct{}, error) {
+func startServer(ctx context.Context, dir, etcd string, more []string) (rest.Interface, <-chan struct{}, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, nil, err
@@ -110,11 +117,11 @@ func startServer(ctx context.Context, dir, etcd string) (rest.Interface, <-chan 
 		flags.AddFlagSet(f)
 	}
 	issuer := "https://kubernetes.default.svc.cluster.local"
-	err = flags.Parse([]string{
-		"--etcd-servers=http://" + etcd, "--cert-dir=" + dir, "--authorization-mode=RBAC",
+	err = flags.Parse(append(more,
+		"--etcd-servers=http://"+etcd, "--cert-dir="+dir, "--authorization-mode=RBAC",
 		"--advertise-address=192.0.2.10", "--service-cluster-ip-range=10.96.0.0/16",
-		"--service-account-issuer=" + issuer, "--service-account-key-file=" + saKey, "--service-account-signing-key-file=" + saKey,
-	})
+		"--service-account-issuer="+issuer, "--service-account-key-file="+saKey, "--service-account-signing-key-file="+saKey,
+	))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -170,7 +177,7 @@ func writeKey(path string) error {
 }
 
 // render waits until the server is ready and writes its documents.
-func render(ctx context.Context, c rest.Interface, out string) error {
+func render(ctx context.Context, c rest.Interface, out string, all bool) error {
 	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		if b, err := c.Get().AbsPath("/readyz").DoRaw(ctx); err == nil && string(b) == "ok" {
@@ -179,6 +186,17 @@ func render(ctx context.Context, c rest.Interface, out string) error {
 			return fmt.Errorf("server is not ready: %w (%s)", err, b)
 		}
 		time.Sleep(100 * time.Millisecond)
+	}
+	have := map[string]bool{}
+	if all {
+		entries, err := os.ReadDir(filepath.Join(out, "v3"))
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			have[e.Name()] = true
+		}
+		out = filepath.Join(out, "extra")
 	}
 	if err := os.RemoveAll(out); err != nil {
 		return err
@@ -190,6 +208,9 @@ func render(ctx context.Context, c rest.Interface, out string) error {
 		"v2.json.gz": "application/json",
 		"v2.pb.gz":   "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
 	} {
+		if all && name == "v2.pb.gz" { // made from the other, for those who ask
+			continue
+		}
 		b, err := stable(ctx, c, accept, "/openapi/v2")
 		if err != nil {
 			return err
@@ -211,11 +232,15 @@ func render(ctx context.Context, c rest.Interface, out string) error {
 		if strings.HasPrefix(p, "apis/apiextensions.k8s.io") || strings.HasPrefix(p, "apis/apiregistration.k8s.io") {
 			continue
 		}
+		name := strings.ReplaceAll(p, "/", "__") + ".json.gz"
+		if have[name] {
+			continue
+		}
 		b, err := c.Get().SetHeader("Accept", "application/json").AbsPath("/openapi/v3/" + p).DoRaw(ctx)
 		if err != nil {
 			return fmt.Errorf("/openapi/v3/%s: %w", p, err)
 		}
-		if err := write(filepath.Join(out, "v3", strings.ReplaceAll(p, "/", "__")+".json.gz"), b); err != nil {
+		if err := write(filepath.Join(out, "v3", name), b); err != nil {
 			return err
 		}
 	}
