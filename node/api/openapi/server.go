@@ -29,6 +29,8 @@ const (
 	keepMerged = time.Minute
 	// remoteAge is how old the parts of other servers may become, which change without notice. Upstream's.
 	remoteAge = time.Minute
+	// remoteRetry is the same if one of them could not be had: the next who asks after that tries again.
+	remoteRetry = 5 * time.Second
 )
 
 // Remote is a group version that another server serves (an APIService), and where its document is got.
@@ -52,7 +54,7 @@ type Server struct {
 	mu        sync.Mutex // guards what follows
 	merged    http.Handler
 	mergedKey string
-	mergedAt  time.Time
+	mergedTo  time.Time // until when it is good, if others serve a part of it
 	forget    *time.Timer
 }
 
@@ -138,12 +140,15 @@ func (s *Server) withCustom(crds []*apiextv1.CustomResourceDefinition, remotes [
 	if err != nil {
 		return nil, err
 	}
-	addRemotes(doc, remotes)
+	good := remoteAge
+	if !addRemotes(doc, remotes) {
+		good = remoteRetry
+	}
 	m := mux.NewPathRecorderMux("openapi-v2")
 	handler.NewOpenAPIService(doc).RegisterOpenAPIVersionedService("/openapi/v2", m)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.merged, s.mergedKey, s.mergedAt = m, key.String(), time.Now()
+	s.merged, s.mergedKey, s.mergedTo = m, key.String(), time.Now().Add(good)
 	s.keepLocked()
 	return m, nil
 }
@@ -152,7 +157,7 @@ func (s *Server) withCustom(crds []*apiextv1.CustomResourceDefinition, remotes [
 func (s *Server) still(key string, remote bool) http.Handler {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.merged == nil || s.mergedKey != key || remote && time.Since(s.mergedAt) > remoteAge {
+	if s.merged == nil || s.mergedKey != key || remote && time.Now().After(s.mergedTo) {
 		return nil
 	}
 	s.keepLocked()
@@ -170,21 +175,26 @@ func (s *Server) keepLocked() {
 	})
 }
 
-// addRemotes merges in what other servers serve. One that does not answer, or not with a document, is left out, until the next time.
-func addRemotes(doc *spec.Swagger, remotes []Remote) {
+// addRemotes merges in what other servers serve, and says whether all could be had. One that does not answer, or not with a document, is left out.
+func addRemotes(doc *spec.Swagger, remotes []Remote) (all bool) {
+	all = true
 	for _, r := range remotes {
-		b, err := r.Fetch()
-		if err != nil {
-			continue
-		}
 		theirs := &spec.Swagger{}
-		if theirs.UnmarshalJSON(b) != nil || theirs.Paths == nil {
+		b, err := r.Fetch()
+		if err == nil {
+			err = theirs.UnmarshalJSON(b)
+		}
+		if err != nil || theirs.Paths == nil {
+			all = false
 			continue
 		}
 		// What they serve beside their group version is not theirs here. Definitions of the same name get another one.
 		theirs = aggregator.FilterSpecByPathsWithoutSideEffects(theirs, []string{"/apis/" + r.Group + "/" + r.Version + "/"})
-		_ = aggregator.MergeSpecsIgnorePathConflictRenamingDefinitionsAndParameters(doc, theirs)
+		if aggregator.MergeSpecsIgnorePathConflictRenamingDefinitionsAndParameters(doc, theirs) != nil {
+			all = false
+		}
 	}
+	return all
 }
 
 func (s *Server) merge(crds []*apiextv1.CustomResourceDefinition) (*spec.Swagger, error) {
