@@ -28,7 +28,7 @@ const (
 	brokenWatchDrop  = "watch-drop"      // a response with events is not sent
 	brokenWatchTwice = "watch-duplicate" // a response with events is sent twice
 
-	seldom = 50
+	seldom = 20
 )
 
 func brokenModes() string {
