@@ -92,7 +92,7 @@ func kindOf(i *apirequest.RequestInfo) kind {
 // Handle implements utilflowcontrol.Interface.
 func (t *turns) Handle(ctx context.Context, d utilflowcontrol.RequestDigest, note func(*flowcontrol.FlowSchema, *flowcontrol.PriorityLevelConfiguration, string),
 	work func() fcrequest.WorkEstimate, queue fq.QueueNoteFn, exec func()) {
-	if slices.Contains(d.User.GetGroups(), user.SystemPrivilegedGroup) { // exempt, as there
+	if slices.Contains(d.User.GetGroups(), user.SystemPrivilegedGroup) || isProbe(d.RequestInfo) { // exempt, as there
 		t.Interface.Handle(ctx, d, note, work, queue, exec)
 		return
 	}
@@ -109,6 +109,11 @@ func (t *turns) Handle(ctx context.Context, d utilflowcontrol.RequestDigest, not
 		defer enough.Stop()
 	}
 	t.Interface.Handle(ctx, d, note, work, queue, exec)
+}
+
+// isProbe tells whether a request asks for this server's health. Anonymous ones are all of one user.
+func isProbe(i *apirequest.RequestInfo) bool {
+	return !i.IsResourceRequest && slices.Contains([]string{"/livez", "/readyz", "/healthz"}, i.Path)
 }
 
 // take waits for a turn; end gives it back, once. False: there was none in time.

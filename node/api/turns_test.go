@@ -76,6 +76,15 @@ func TestTurns(t *testing.T) {
 		if want := fmt.Sprint(map[string]int{"bad get": 4, "bad update": 8, "root get": 100, "good get": 3}); fmt.Sprint(running) != want {
 			t.Errorf("under way are %v, want %s", running, want)
 		}
+		// Probes do not wait for others of nobody.
+		for range 10 {
+			go turn.Handle(ctx, utilflowcontrol.RequestDigest{User: &user.DefaultInfo{Name: "bad"}, RequestInfo: &apirequest.RequestInfo{Verb: "get", Path: "/readyz"}}, nil, nil, nil,
+				func() { events <- func() { running["probe"]++ } })
+		}
+		settle()
+		if running["probe"] != 10 {
+			t.Errorf("%d of 10 probes", running["probe"])
+		}
 		// A list that takes long lets the next one go on.
 		ask(ctx, "slow", "list")
 		ask(ctx, "slow", "watch")
