@@ -117,8 +117,10 @@ func (c Config) Validate() error {
 			}
 		}
 	}
-	for _, err := range c.AdmissionOptions().Validate() {
-		errs = append(errs, fmt.Errorf("admission plugins: %w", err))
+	if len(c.EnablePlugins)+len(c.DisablePlugins) > 0 { // else there is nothing to be wrong, and the list of all plugins is long
+		for _, err := range c.AdmissionOptions().Validate() {
+			errs = append(errs, fmt.Errorf("admission plugins: %w", err))
+		}
 	}
 	errs = append(errs, c.Audit.validate()...)
 	if c.TokenWebhookTTL < 0 {
