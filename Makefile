@@ -76,6 +76,7 @@ slices: ## a slice of each slow suite that is no Go test of the default build: e
 	@$(MAKE) --no-print-directory diff-api-fast
 	@$(MAKE) --no-print-directory bench-store-fast || $(MAKE) --no-print-directory bench-store-fast # a machine may be busy once
 	@$(MAKE) --no-print-directory bench-api-fast || $(MAKE) --no-print-directory bench-api-fast
+	@$(MAKE) --no-print-directory conformance-fast || $(MAKE) --no-print-directory conformance-fast
 	@$(MAKE) --no-print-directory load-api
 
 .PHONY: load-api

@@ -3,8 +3,8 @@
 # the images that its tests name, from the Go module proxy and the distribution's packages, as an OCI layout (OUT/images)
 # with a server for it (OUT/registry). Some minutes for the first time; later ones take seconds.
 set -euo pipefail
-cd "$(dirname "$0")"
 mkdir -p "$1"; out=$(cd "$1" && pwd)
+cd "$(dirname "$0")"
 kube=v1.36.3 v=k8s.io/component-base/version
 flags=(-tags grpcnotrace -ldflags "-s -w -X $v.gitVersion=$kube -X $v.gitMajor=1 -X $v.gitMinor=36 -X $v.gitTreeState=clean")
 export CGO_ENABLED=0
