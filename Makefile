@@ -77,7 +77,6 @@ slices: ## a slice of each slow suite that is no Go test of the default build: e
 	@$(MAKE) --no-print-directory bench-store-fast || $(MAKE) --no-print-directory bench-store-fast # a machine may be busy once
 	@$(MAKE) --no-print-directory bench-api-fast || $(MAKE) --no-print-directory bench-api-fast
 	@$(MAKE) --no-print-directory conformance-fast || $(MAKE) --no-print-directory conformance-fast
-	@$(MAKE) --no-print-directory load-api
 
 .PHONY: load-api
 load-api: ## one bad client at full speed against the p99 of another, on real sockets; wants a quiet machine
