@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -65,7 +66,7 @@ func TestRandomRequests(t *testing.T) {
 		resp.Body.Close()
 		codes[resp.StatusCode]++
 		// 501 to 504: what is not there, an agent that cannot be reached, too much at once, a revision of the future.
-		if resp.StatusCode == http.StatusInternalServerError {
+		if resp.StatusCode == http.StatusInternalServerError && !slices.ContainsFunc(upstreams500, func(m string) bool { return bytes.Contains(answer, []byte(m)) }) {
 			t.Errorf("request %d: %s %s %v\n%q\n%s", i, method, path, header, body[:min(len(body), 2000)], answer)
 		}
 	}
@@ -74,6 +75,10 @@ func TestRandomRequests(t *testing.T) {
 		t.Errorf("the requests are all alike: %v", codes)
 	}
 }
+
+// upstreams500 are words of refusals that say what is wrong with a request, and to which upstream gives the code 500. So does Skein: clients
+// cannot tell them apart (test/diffapi).
+var upstreams500 = []string{"failed to create typed patch object", "target.name: Required value", "unable to find api field in struct"}
 
 type someResource struct {
 	groupVersion, name, kind string
