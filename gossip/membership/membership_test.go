@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -52,7 +53,7 @@ func (n *network) config(host int) Config {
 func (n *network) start(cfg Config) *Membership {
 	n.t.Helper()
 	if testing.Verbose() {
-		cfg.Logger = slog.New(slog.NewTextHandler(testWriter{n.t}, &slog.HandlerOptions{Level: slog.LevelInfo})).With("on", cfg.Name)
+		cfg.Logger = slog.New(slog.NewTextHandler(newTestWriter(n.t), &slog.HandlerOptions{Level: slog.LevelInfo})).With("on", cfg.Name)
 	}
 	m, err := Start(context.Background(), cfg)
 	if err != nil {
@@ -115,10 +116,28 @@ func eventually(m *Membership, limit time.Duration, what func() bool) bool {
 	}
 }
 
-type testWriter struct{ t *testing.T }
+// testWriter logs to a test until that is over: serf resolves conflicts of names in goroutines that nobody can wait for.
+type testWriter struct {
+	mu sync.Mutex // guards t
+	t  *testing.T // nil when it has ended
+}
 
-func (w testWriter) Write(b []byte) (int, error) {
-	w.t.Logf("%s", bytes.TrimSpace(b))
+func newTestWriter(t *testing.T) *testWriter {
+	w := &testWriter{t: t}
+	t.Cleanup(func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.t = nil
+	})
+	return w
+}
+
+func (w *testWriter) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.t != nil {
+		w.t.Logf("%s", bytes.TrimSpace(b))
+	}
 	return len(b), nil
 }
 
