@@ -103,7 +103,7 @@ func (w *world) fullDisk(t *testing.T) {
 	answers := func() {
 		t.Helper()
 		eventually(t, 30*time.Second, "the API answers", func() error {
-			_, err := w.cli(node, "get", "nodes", "--no-headers")
+			_, err := w.cli(node, "get", "nodes", "--no-headers", "--max-age=0s") // not from what it knew before
 			return err
 		})
 	}

@@ -257,7 +257,7 @@ spec: {clusterIP: 10.96.7.8, selector: {app: edge}, ports: [{port: 80, targetPor
 	wants("/dns?name=edge-svc.default.svc.cluster.local", "10.96.7.8")
 	wants("/dns?name=edge-svc", "10.96.7.8")
 	wants("/get?url=http://edge-svc/env", "WORD=sesame")
-	if _, err := w.cli(node, "get", "pods"); err == nil {
+	if _, err := w.cli(node, "get", "pods", "--max-age=0s"); err == nil {
 		t.Error("the API answered: the node was not cut off, so the test shows nothing")
 	}
 	eventually(t, 20*time.Second, node+" is NotReady", func() error { return w.nodeReady(node, "n1", false) })

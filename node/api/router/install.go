@@ -94,8 +94,7 @@ func (rt *Router) installVersion(s *genericapiserver.GenericAPIServer, cfg gener
 	mux := s.Handler.NonGoRestfulMux
 	document := rt.discovery(discovery.NewAPIVersionHandler(s.Serializer, gv, discovery.APIResourceListerFunc(func() []metav1.APIResource { return list })))
 	mux.Handle(prefix, document)
-	mux.UnlistedHandle(prefix+"/", document)
-	mux.UnlistedHandlePrefix(prefix+"/", rt)
+	mux.UnlistedHandlePrefix(prefix+"/", exactly(prefix+"/", document, rt))
 	return nil
 }
 
@@ -107,8 +106,7 @@ func (rt *Router) installGroup(s *genericapiserver.GenericAPIServer, cfg generic
 		root := discovery.NewLegacyRootAPIHandler(cfg.DiscoveryAddresses, s.Serializer, genericapiserver.DefaultLegacyAPIPrefix)
 		document := rt.discovery(discoveryendpoint.WrapAggregatedDiscoveryToHandler(root, s.AggregatedLegacyDiscoveryGroupManager, s.AggregatedLegacyDiscoveryGroupManager))
 		mux.Handle(genericapiserver.DefaultLegacyAPIPrefix, document)
-		mux.UnlistedHandle(genericapiserver.DefaultLegacyAPIPrefix+"/", document)
-		mux.UnlistedHandlePrefix(genericapiserver.DefaultLegacyAPIPrefix+"/", notFound)
+		mux.UnlistedHandlePrefix(genericapiserver.DefaultLegacyAPIPrefix+"/", exactly(genericapiserver.DefaultLegacyAPIPrefix+"/", document, notFound))
 		return
 	}
 	g := metav1.APIGroup{Name: name, Versions: served, PreferredVersion: served[0]}
@@ -116,8 +114,19 @@ func (rt *Router) installGroup(s *genericapiserver.GenericAPIServer, cfg generic
 	prefix := genericapiserver.APIGroupPrefix + "/" + name
 	document := rt.discovery(discovery.NewAPIGroupHandler(s.Serializer, g))
 	mux.Handle(prefix, document)
-	mux.UnlistedHandle(prefix+"/", document)
-	mux.UnlistedHandlePrefix(prefix+"/", notFound)
+	mux.UnlistedHandlePrefix(prefix+"/", exactly(prefix+"/", document, notFound))
+}
+
+// exactly sends a path to one handler and those below it to another. Upstream's mux could as well, but logs a path that is
+// registered both ways as an error, with two stacks.
+func exactly(path string, at, below http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == path {
+			at.ServeHTTP(w, r)
+			return
+		}
+		below.ServeHTTP(w, r)
+	})
 }
 
 // builder makes the endpoints of one group version.
