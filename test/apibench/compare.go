@@ -15,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"skein.io/skein/test/cputime"
 )
 
 const (
@@ -124,13 +126,13 @@ func (b *comparison) idle(ctx context.Context) error {
 	const d = 5 * time.Second
 	before := make([]time.Duration, len(b.sides))
 	for i, s := range b.sides {
-		before[i], _ = cpuOf(s.pids()) // an error shows below
+		before[i], _ = cputime.Of(s.pids()) // an error shows below
 	}
 	if err := pause(ctx, d); err != nil {
 		return err
 	}
 	for i, s := range b.sides {
-		now, err := cpuOf(s.pids())
+		now, err := cputime.Of(s.pids())
 		if err != nil {
 			return err
 		}
@@ -319,7 +321,7 @@ func (b *comparison) watches(ctx context.Context) error {
 		}
 		before := make([]time.Duration, len(b.sides))
 		for i, s := range b.sides {
-			before[i], _ = cpuOf(s.pids()) // an error shows below
+			before[i], _ = cputime.Of(s.pids()) // an error shows below
 		}
 		costs, err := b.create(ctx, n)
 		if err != nil {
@@ -339,7 +341,7 @@ func (b *comparison) watches(ctx context.Context) error {
 			return nil, err
 		}
 		for i, s := range b.sides {
-			now, err := cpuOf(s.pids())
+			now, err := cputime.Of(s.pids())
 			if err != nil {
 				return nil, err
 			}
@@ -394,7 +396,7 @@ func (b *comparison) informers(ctx context.Context) error {
 		if err := resetPeak(s.pids()); err != nil {
 			return err
 		}
-		before, err := cpuOf(s.pids())
+		before, err := cputime.Of(s.pids())
 		if err != nil {
 			return err
 		}
@@ -418,7 +420,7 @@ func (b *comparison) informers(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		now, err := cpuOf(s.pids())
+		now, err := cputime.Of(s.pids())
 		if err != nil {
 			return err
 		}

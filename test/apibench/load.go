@@ -17,6 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
+
+	"skein.io/skein/test/cputime"
 )
 
 const (
@@ -95,7 +97,7 @@ func (c *cost) each() float64 {
 
 // run makes requests first..first+n-1 and says what they cost.
 func run(ctx context.Context, s *subject, k *kubernetes.Clientset, op operation, first, n int) (cost, error) {
-	before, err := cpuOf(s.pids())
+	before, err := cputime.Of(s.pids())
 	if err != nil {
 		return cost{}, err
 	}
@@ -121,7 +123,7 @@ func run(ctx context.Context, s *subject, k *kubernetes.Clientset, op operation,
 	if e := failed.Load(); e != nil {
 		return cost{}, fmt.Errorf("%s: %s: %w", s.name, op.name, *e)
 	}
-	after, err := cpuOf(s.pids())
+	after, err := cputime.Of(s.pids())
 	return cost{n, after - before, wall}, err
 }
 

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"skein.io/skein/test/cputime"
 )
 
 const (
@@ -174,7 +176,7 @@ func (b *bench) usage(t *target, from time.Time) (func(r *result, n int) error, 
 		err     error
 	}
 	look := func() (m mark) {
-		m.cpu, m.err = cpuOf(t.cluster.pids())
+		m.cpu, m.err = cputime.Of(t.cluster.pids())
 		m.flushes, m.known = b.disk.flushes()
 		return m
 	}

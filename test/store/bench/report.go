@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"skein.io/skein/test/cputime"
 )
 
 // report prints Markdown.
@@ -119,7 +121,7 @@ func (p *report) idle(cs []*cluster) error {
 	const look = 5 * time.Second
 	var before []time.Duration
 	for _, c := range cs {
-		d, err := cpuOf(c.pids())
+		d, err := cputime.Of(c.pids())
 		if err != nil {
 			return err
 		}
@@ -127,7 +129,7 @@ func (p *report) idle(cs []*cluster) error {
 	}
 	time.Sleep(look)
 	for i, c := range cs {
-		d, err := cpuOf(c.pids())
+		d, err := cputime.Of(c.pids())
 		if err != nil {
 			return err
 		}
