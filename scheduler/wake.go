@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"maps"
+	"slices"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -23,6 +24,7 @@ var helpers = map[placement.Filter]queue.Event{
 		queue.PodPlaced | queue.PodGone | queue.PodLabels,
 	placement.InterPodAffinity: queue.NodeAdded | queue.NodeLabels |
 		queue.PodPlaced | queue.PodGone | queue.PodLabels | queue.NamespaceLabels,
+	placement.NodeDeclaredFeatures: queue.NodeAdded | queue.NodeLabels,
 }
 
 // wakers is the set of events that may help a refused pod.
@@ -46,7 +48,8 @@ func nodeChange(old, cur *v1.Node) (ev queue.Event, matters bool) {
 	if !equality.Semantic.DeepEqual(old.Status.Allocatable, cur.Status.Allocatable) {
 		ev |= queue.NodeAllocatable
 	}
-	if !maps.Equal(old.Labels, cur.Labels) {
+	// What a node's agent can do is rare news, so it has no event of its own.
+	if !maps.Equal(old.Labels, cur.Labels) || !slices.Equal(old.Status.DeclaredFeatures, cur.Status.DeclaredFeatures) {
 		ev |= queue.NodeLabels
 	}
 	if old.Spec.Unschedulable != cur.Spec.Unschedulable || !equality.Semantic.DeepEqual(old.Spec.Taints, cur.Spec.Taints) {

@@ -15,23 +15,16 @@
 // # Rules
 //
 // The filters, their order, their reasons' texts, the scores, their
-// normalisation and their weights are those of the default profile of
-// kube-scheduler v1.36 (pkg/scheduler/apis/config/v1/default_plugins.go and
-// pkg/scheduler/framework/plugins): NodeUnschedulable, NodeName,
+// normalisation and their weights are those of kube-scheduler v1.36
+// (pkg/scheduler/apis/config/v1/default_plugins.go and
+// pkg/scheduler/framework/plugins). A [Profile] says which are asked and how;
+// the default one is upstream's: NodeUnschedulable, NodeName,
 // TaintToleration (3), NodeAffinity (2), NodePorts, NodeResourcesFit (1),
 // PodTopologySpread (2), InterPodAffinity (2),
-// NodeResourcesBalancedAllocation (1) and ImageLocality (1), with the weight
-// of the score in brackets. The deliberate differences:
-//
-//   - every node is scored; upstream samples large clusters;
-//   - a node that the failure detector declared lost is refused as if its
-//     unreachable taint had already been written;
-//   - a request stated by the pod as a whole counts in the least-allocated
-//     score of the pod to be placed, too (1.36 forgets it there and nowhere else);
-//   - pods nominated to a node hold resources and ports there, but do not take
-//     part in affinity and spreading yet.
-//
-// Volumes and dynamic resources are not looked at.
+// NodeResourcesBalancedAllocation (1), ImageLocality (1) and
+// NodeDeclaredFeatures, with the weight of the score in brackets. The module
+// test/oracle runs upstream's plugins beside this package and lists in
+// accepted.md where they differ, and why.
 //
 // Only the scheduler package calls this package.
 package placement

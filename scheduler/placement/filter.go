@@ -12,12 +12,16 @@ import (
 // plan is one pod made ready to be tried on every node of one snapshot.
 type plan struct {
 	s         *Snapshot
+	rules     *Profile
 	pod       *v1.Pod
+	peers     labels.Selector // of the request
 	info      *podInfo
 	namespace labels.Set      // labels of the pod's namespace
 	onlyNodes map[string]bool // nil: any; from affinity to metadata.name
 	affinity  nodeaffinity.RequiredNodeAffinity
+	anyNode   bool // the affinity and the node selector are empty
 	scalars   []scalarWant
+	features  featureSet // that the node must have declared
 	spread    []hardConstraint
 	inter     interPod
 	whole     string // set: refused by all nodes for this reason
@@ -47,34 +51,53 @@ func refusedForNow(by Filter, reason string) verdict {
 }
 
 // newPlan prepares everything that does not depend on the single node.
-func (s *Snapshot) newPlan(pod *v1.Pod) *plan {
-	p := &plan{s: s, pod: pod, namespace: s.namespaces[pod.Namespace], affinity: nodeaffinity.GetRequiredNodeAffinity(pod)}
+func (s *Snapshot) newPlan(req *Request) *plan {
+	pod := req.Pod
+	p := &plan{
+		s: s, rules: req.Profile, pod: pod, peers: req.Peers,
+		namespace: s.namespaces[pod.Namespace], affinity: nodeaffinity.GetRequiredNodeAffinity(pod), anyNode: noNodeAffinity(pod),
+	}
+	if p.rules == nil {
+		p.rules = defaultProfile
+	}
 	var err error
 	if p.info, err = newPodInfo(pod, false); err != nil {
 		p.whole, p.wholeBy = "parsing pod: "+err.Error(), InterPodAffinity
 		return p
 	}
 	for name, n := range p.info.request.Scalars {
-		p.scalars = append(p.scalars, scalarWant{name: name, want: n, reason: insufficient + string(name)})
+		if !p.rules.ignores(name) {
+			p.scalars = append(p.scalars, scalarWant{name: name, want: n, reason: insufficient + string(name)})
+		}
 	}
 	slices.SortFunc(p.scalars, func(a, b scalarWant) int { return cmp.Compare(a.name, b.name) })
-	if p.onlyNodes = nodesByName(pod); p.onlyNodes != nil && len(p.onlyNodes) == 0 {
-		p.whole, p.wholeBy = reasonAffinityConflict, NodeAffinity
-		return p
+	if p.asks(NodeAffinity) {
+		if p.onlyNodes = nodesByName(pod); p.onlyNodes != nil && len(p.onlyNodes) == 0 {
+			p.whole, p.wholeBy = reasonAffinityConflict, NodeAffinity
+			return p
+		}
 	}
-	p.recount()
+	if p.asks(NodeDeclaredFeatures) {
+		p.features = featuresOf(pod)
+	}
+	if p.asks(PodTopologySpread) {
+		if p.spread, err = p.newHardConstraints(); err != nil {
+			p.whole, p.wholeBy = "obtaining pod's hard topology spread constraints: "+err.Error(), PodTopologySpread
+			return p
+		}
+	}
+	if p.asks(InterPodAffinity) {
+		p.inter = p.newInterPod()
+	}
 	return p
 }
 
-// recount derives what depends on where other pods are. It is repeated when
-// pods are taken away on trial.
-func (p *plan) recount() {
-	var err error
-	if p.spread, err = p.newHardConstraints(); err != nil {
-		p.whole, p.wholeBy = "obtaining pod's hard topology spread constraints: "+err.Error(), PodTopologySpread
-		return
-	}
-	p.inter = p.newInterPod()
+// asks reports whether the profile has the filter on.
+func (p *plan) asks(f Filter) bool { return !p.rules.Off[f] }
+
+func noNodeAffinity(pod *v1.Pod) bool {
+	a := pod.Spec.Affinity
+	return len(pod.Spec.NodeSelector) == 0 && (a == nil || a.NodeAffinity == nil || a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution == nil)
 }
 
 // nodesByName returns the nodes that required affinity to metadata.name
@@ -118,25 +141,44 @@ func namesOfTerm(term *v1.NodeSelectorTerm) map[string]bool {
 	return names
 }
 
+// consider asks all filters about a node. Pods nominated to it that go before
+// this one are first taken to be there already, as they soon will be; but as
+// they may also end elsewhere, the node must do without them, too.
+func (p *plan) consider(n *node) verdict {
+	if len(n.nominated) == 0 {
+		return p.try(n)
+	}
+	before := n.heldFor(p)
+	if len(before) == 0 {
+		return p.try(n)
+	}
+	p.arrive(before, n, 1)
+	v := p.try(n)
+	p.arrive(before, n, -1)
+	if v.ok() {
+		v = p.try(n)
+	}
+	return v
+}
+
 // try asks all filters in their order; the first refusal counts.
 func (p *plan) try(n *node) verdict {
 	if p.onlyNodes != nil && !p.onlyNodes[n.name] {
 		return refused(NodeAffinity, "node(s) didn't satisfy plugin(s) [NodeAffinity]")
 	}
-	if n.obj.Spec.Unschedulable && !tolerates(p.pod.Spec.Tolerations, &unschedulableTaint) {
+	if n.obj.Spec.Unschedulable && p.asks(NodeUnschedulable) && !tolerates(p.pod.Spec.Tolerations, &unschedulableTaint) {
 		return refused(NodeUnschedulable, reasonUnschedulable)
 	}
-	if p.pod.Spec.NodeName != "" && p.pod.Spec.NodeName != n.name {
+	if p.pod.Spec.NodeName != "" && p.pod.Spec.NodeName != n.name && p.asks(NodeName) {
 		return refused(NodeName, reasonNodeName)
 	}
 	if !p.toleratesNode(n) {
 		return refused(TaintToleration, reasonTaint)
 	}
-	// A selector that cannot be parsed matches no node, as upstream.
-	if match, err := p.affinity.Match(n.obj); err != nil || !match {
-		return refused(NodeAffinity, reasonNodeAffinity)
+	if v := p.tryAffinity(n); !v.ok() {
+		return v
 	}
-	if !p.portsFree(n) {
+	if len(p.info.ports) > 0 && p.asks(NodePorts) && !p.portsFree(n) {
 		return refusedForNow(NodePorts, reasonPorts)
 	}
 	if v := p.fits(n); !v.ok() {
@@ -145,7 +187,33 @@ func (p *plan) try(n *node) verdict {
 	if v := p.trySpread(n); !v.ok() {
 		return v
 	}
-	return p.tryInterPod(n)
+	if v := p.tryInterPod(n); !v.ok() {
+		return v
+	}
+	return p.tryFeatures(n)
+}
+
+// tryAffinity asks for what the profile demands of every node, then for what
+// the pod does. A selector that cannot be parsed matches no node, as upstream.
+func (p *plan) tryAffinity(n *node) verdict {
+	if p.anyNode && p.rules.addedRequired == nil || !p.asks(NodeAffinity) {
+		return verdict{}
+	}
+	if p.rules.addedRequired != nil && !p.rules.addedRequired.Match(n.obj) {
+		return refused(NodeAffinity, reasonAddedAffinity)
+	}
+	if !p.affinityMatches(n) {
+		return refused(NodeAffinity, reasonNodeAffinity)
+	}
+	return verdict{}
+}
+
+func (p *plan) affinityMatches(n *node) bool {
+	if p.anyNode {
+		return true
+	}
+	match, err := p.affinity.Match(n.obj)
+	return err == nil && match
 }
 
 // The taint that a cordoned node stands for, and the one that a lost node is
@@ -155,10 +223,16 @@ var (
 	unreachableTaint   = v1.Taint{Key: v1.TaintNodeUnreachable, Effect: v1.TaintEffectNoSchedule}
 )
 
+// toleratesNode adds to the node's own taints the one that a lost node is about
+// to get. That holds also where a profile does not ask for taints.
 func (p *plan) toleratesNode(n *node) bool {
 	if n.lost && !tolerates(p.pod.Spec.Tolerations, &unreachableTaint) {
 		return false
 	}
+	return !p.asks(TaintToleration) || p.toleratesTaintsOf(n)
+}
+
+func (p *plan) toleratesTaintsOf(n *node) bool {
 	for i := range n.hardTaints {
 		if !tolerates(p.pod.Spec.Tolerations, &n.hardTaints[i]) {
 			return false
@@ -195,11 +269,6 @@ func (p *plan) portsFree(n *node) bool {
 				return false
 			}
 		}
-		for _, info := range n.nominated {
-			if n.holdsFor(info, p) && slices.ContainsFunc(info.ports, want.clashes) {
-				return false
-			}
-		}
 	}
 	return true
 }
@@ -207,6 +276,12 @@ func (p *plan) portsFree(n *node) bool {
 // fits compares the request with what is left. Evicting pods can help only if
 // the node, empty, were large enough.
 func (p *plan) fits(n *node) verdict {
+	r := &p.info.request
+	tooMany := int64(len(n.pods))+1 > n.allocPods
+	if !tooMany && r.MilliCPU <= max(n.alloc.MilliCPU-n.used.MilliCPU, 0) && r.Memory <= max(n.alloc.Memory-n.used.Memory, 0) &&
+		r.EphemeralStorage <= max(n.alloc.EphemeralStorage-n.used.EphemeralStorage, 0) && len(p.scalars) == 0 || !p.asks(NodeResourcesFit) {
+		return verdict{}
+	}
 	v := verdict{by: NodeResourcesFit, evictOK: true}
 	short := func(reason string) {
 		if v.reason == "" {
@@ -215,13 +290,8 @@ func (p *plan) fits(n *node) verdict {
 			v.more = append(v.more, reason)
 		}
 	}
-	held := n.held(p)
-	if int64(len(n.pods)+held.pods)+1 > n.allocPods {
+	if tooMany {
 		short(reasonTooManyPods)
-	}
-	r := &p.info.request
-	if r.isZero() {
-		return v
 	}
 	check := func(want, used, alloc int64, reason string) {
 		if want > 0 && want > alloc-used {
@@ -229,112 +299,11 @@ func (p *plan) fits(n *node) verdict {
 			v.evictOK = v.evictOK && want <= alloc
 		}
 	}
-	check(r.MilliCPU, n.used.MilliCPU+held.MilliCPU, n.alloc.MilliCPU, reasonCPU)
-	check(r.Memory, n.used.Memory+held.Memory, n.alloc.Memory, reasonMemory)
-	check(r.EphemeralStorage, n.used.EphemeralStorage+held.EphemeralStorage, n.alloc.EphemeralStorage, reasonStorage)
+	check(r.MilliCPU, n.used.MilliCPU, n.alloc.MilliCPU, reasonCPU)
+	check(r.Memory, n.used.Memory, n.alloc.Memory, reasonMemory)
+	check(r.EphemeralStorage, n.used.EphemeralStorage, n.alloc.EphemeralStorage, reasonStorage)
 	for _, s := range p.scalars {
-		check(s.want, n.used.Scalars[s.name]+held.Scalars[s.name], n.alloc.Scalars[s.name], s.reason)
+		check(s.want, n.used.Scalars[s.name], n.alloc.Scalars[s.name], s.reason)
 	}
 	return v
-}
-
-// topologyPair is a node label that makes a domain.
-type topologyPair struct{ key, value string }
-
-// interPod says where pods are that attract or repel the planned one.
-type interPod struct {
-	existingAnti map[topologyPair]int64 // pods there do not want it
-	affinity     map[topologyPair]int64 // pods that it needs (each matches all its terms)
-	anti         map[topologyPair]int64 // pods that it does not want
-	selfMatch    bool                   // it matches all its own affinity terms
-}
-
-func (p *plan) newInterPod() interPod {
-	ip := interPod{existingAnti: map[topologyPair]int64{}}
-	for _, n := range p.s.order {
-		for _, existing := range n.antiAffine {
-			for i := range existing.terms.requiredAnti {
-				t := &existing.terms.requiredAnti[i]
-				if t.matches(p.pod, p.namespace) {
-					count(ip.existingAnti, n, t.topologyKey)
-				}
-			}
-		}
-	}
-	terms := &p.info.terms
-	if len(terms.required) == 0 && len(terms.requiredAnti) == 0 {
-		return ip
-	}
-	ip.affinity, ip.anti = map[topologyPair]int64{}, map[topologyPair]int64{}
-	for _, n := range p.s.order {
-		for _, existing := range n.pods {
-			ns := p.s.namespaces[existing.pod.Namespace]
-			if matchesAll(terms.required, existing.pod, ns) {
-				for i := range terms.required {
-					count(ip.affinity, n, terms.required[i].topologyKey)
-				}
-			}
-			for i := range terms.requiredAnti {
-				if terms.requiredAnti[i].matches(existing.pod, ns) {
-					count(ip.anti, n, terms.requiredAnti[i].topologyKey)
-				}
-			}
-		}
-	}
-	ip.selfMatch = matchesAll(terms.required, p.pod, p.namespace)
-	return ip
-}
-
-func count(m map[topologyPair]int64, n *node, key string) {
-	if value, ok := n.obj.Labels[key]; ok {
-		m[topologyPair{key, value}]++
-	}
-}
-
-func matchesAll(terms []affinityTerm, pod *v1.Pod, namespace labels.Set) bool {
-	for i := range terms {
-		if !terms[i].matches(pod, namespace) {
-			return false
-		}
-	}
-	return len(terms) > 0
-}
-
-// tryInterPod applies the required terms: the pod's own, then those of the
-// pods that are there.
-func (p *plan) tryInterPod(n *node) verdict {
-	if !p.affinityMet(n) {
-		return refused(InterPodAffinity, reasonPodAffinity)
-	}
-	hit := func(m map[topologyPair]int64, key string) bool {
-		value, ok := n.obj.Labels[key]
-		return ok && m[topologyPair{key, value}] > 0
-	}
-	if len(p.inter.anti) > 0 && slices.ContainsFunc(p.info.terms.requiredAnti, func(t affinityTerm) bool { return hit(p.inter.anti, t.topologyKey) }) {
-		return refusedForNow(InterPodAffinity, reasonPodAntiAffinity)
-	}
-	if len(p.inter.existingAnti) > 0 {
-		for key := range n.obj.Labels {
-			if hit(p.inter.existingAnti, key) {
-				return refusedForNow(InterPodAffinity, reasonExistingAnti)
-			}
-		}
-	}
-	return verdict{}
-}
-
-// affinityMet reports whether the pods that the planned one needs are in the
-// node's domains. The first pod of a group that wants to be together matches
-// only itself: it may go to any node that has the domains.
-func (p *plan) affinityMet(n *node) bool {
-	there := true
-	for i := range p.info.terms.required {
-		key := p.info.terms.required[i].topologyKey
-		value, ok := n.obj.Labels[key]
-		if !ok {
-			return false
-		}
-		there = there && p.inter.affinity[topologyPair{key, value}] > 0
-	}
-	return there || len(p.inter.affinity) == 0 && p.inter.selfMatch
 }

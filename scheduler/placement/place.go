@@ -12,6 +12,8 @@ import (
 // Request is a pod that wants a node.
 type Request struct {
 	Pod *v1.Pod
+	// Profile is how the pod's schedulerName is placed. Nil: [DefaultProfile].
+	Profile *Profile
 	// Peers selects the pods that this one is to be spread from by default:
 	// those of its Services and its workload (see [DefaultSelector]). Nil or
 	// empty: none. Constraints in the pod itself win.
@@ -37,7 +39,7 @@ type Decision struct {
 // An error means that the pod's own preferences cannot be parsed, which the
 // API server's validation excludes.
 func (s *Snapshot) Place(req Request, rnd *rand.Rand) (Decision, error) {
-	p := s.newPlan(req.Pod)
+	p := s.newPlan(&req)
 	if p.whole != "" {
 		return Decision{Refusal: &Refusal{
 			Nodes: len(s.order), Whole: p.whole, Filters: map[Filter]bool{p.wholeBy: true},
@@ -46,13 +48,13 @@ func (s *Snapshot) Place(req Request, rnd *rand.Rand) (Decision, error) {
 	}
 	// Room was made for the pod on its nominated node: that goes first.
 	if n := s.nodes[req.Pod.Status.NominatedNodeName]; n != nil && n.obj != nil {
-		if v := p.try(n); v.ok() {
+		if v := p.consider(n); v.ok() {
 			return Decision{Node: n.name, Feasible: 1}, nil
 		}
 	}
 	feasible := make([]*node, 0, len(s.order))
 	for _, n := range s.order {
-		if v := p.try(n); v.ok() {
+		if v := p.consider(n); v.ok() {
 			feasible = append(feasible, n)
 		}
 	}
@@ -64,7 +66,7 @@ func (s *Snapshot) Place(req Request, rnd *rand.Rand) (Decision, error) {
 	case 1:
 		return Decision{Node: feasible[0].name, Feasible: 1}, nil
 	}
-	scores, err := p.score(feasible, req.Peers)
+	scores, err := p.score(feasible)
 	if err != nil {
 		return Decision{}, err
 	}
@@ -95,7 +97,7 @@ func (p *plan) refusal() (*Refusal, []*node) {
 	r := &Refusal{Nodes: len(p.s.order), Reasons: map[string]int{}, Filters: map[Filter]bool{}}
 	var candidates []*node
 	for _, n := range p.s.order {
-		v := p.try(n)
+		v := p.consider(n)
 		v.countIn(r.Reasons)
 		r.Filters[v.by] = true
 		if v.evictOK {
@@ -123,7 +125,7 @@ type Explanation struct {
 // Explain tells node by node, in the order of their names, what refuses the
 // pod or how the node scores for it.
 func (s *Snapshot) Explain(req Request) ([]Explanation, error) {
-	p := s.newPlan(req.Pod)
+	p := s.newPlan(&req)
 	out := make([]Explanation, 0, len(s.order))
 	var feasible []*node
 	var at []int
@@ -131,14 +133,14 @@ func (s *Snapshot) Explain(req Request) ([]Explanation, error) {
 		e := Explanation{Node: n.name}
 		if p.whole != "" {
 			e.Filter, e.Reasons = p.wholeBy, []string{p.whole}
-		} else if v := p.try(n); v.ok() {
+		} else if v := p.consider(n); v.ok() {
 			feasible, at = append(feasible, n), append(at, len(out))
 		} else {
 			e.Filter, e.Reasons = v.by, append([]string{v.reason}, v.more...)
 		}
 		out = append(out, e)
 	}
-	scores, err := p.score(feasible, req.Peers)
+	scores, err := p.score(feasible)
 	if err != nil {
 		return nil, err
 	}

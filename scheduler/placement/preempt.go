@@ -15,13 +15,6 @@ import (
 	corev1helpers "k8s.io/component-helpers/scheduling/corev1"
 )
 
-// How many nodes are tried for preemption at least, absolute and in percent
-// of those that come into question (DefaultPreemptionArgs' defaults).
-const (
-	minPreemptionNodes   = 100
-	minPreemptionPercent = 10
-)
-
 // Preemption is a way to make room: evict the victims, and the pod fits.
 type Preemption struct {
 	Node       string
@@ -30,7 +23,7 @@ type Preemption struct {
 }
 
 // Nominate keeps what pod needs on the named node free from pods of lower
-// priority, until Unnominate or SetPod. It counts for resources and ports.
+// priority, until Unnominate or SetPod: to all filters such a pod is there.
 func (s *Snapshot) Nominate(pod *v1.Pod, nodeName string) {
 	s.Unnominate(pod.UID)
 	info, err := newPodInfo(pod, false)
@@ -53,26 +46,35 @@ func (s *Snapshot) Unnominate(uid types.UID) {
 	s.dropIfUnused(info.node)
 }
 
-// heldBack is what nominated pods keep free on a node.
-type heldBack struct {
-	Resources
-	pods int
-}
-
-// holdsFor reports whether a pod nominated to the node goes before the
-// planned one.
-func (n *node) holdsFor(info *podInfo, p *plan) bool {
-	return info.pod.UID != p.pod.UID && priority(info.pod) >= priority(p.pod)
-}
-
-func (n *node) held(p *plan) (h heldBack) {
+// heldFor lists the pods nominated to the node that go before the planned one.
+func (n *node) heldFor(p *plan) (before []*podInfo) {
 	for _, info := range n.nominated {
-		if n.holdsFor(info, p) {
-			h.add(&info.request, 1)
-			h.pods++
+		if info.pod.UID != p.pod.UID && priority(info.pod) >= priority(p.pod) {
+			before = append(before, info)
 		}
 	}
-	return h
+	return before
+}
+
+// arrive takes pods to be on the node (sign 1), or away again (-1), for the
+// plan's eyes only: sums, ports, and what the plan counts per domain.
+func (p *plan) arrive(infos []*podInfo, n *node, sign int64) {
+	for _, info := range infos {
+		n.sum(info, sign)
+		if sign > 0 {
+			n.pods = append(n.pods, info)
+		} else {
+			n.pods[len(n.pods)-1] = nil
+			n.pods = n.pods[:len(n.pods)-1]
+		}
+		p.count(info, n, sign)
+	}
+}
+
+// count changes what the plan knows about domains as if a pod came or went.
+func (p *plan) count(info *podInfo, n *node, sign int64) {
+	p.spreadTrial(info.pod, n, sign)
+	p.interTrial(info, n, sign)
 }
 
 func priority(pod *v1.Pod) int32 { return corev1helpers.PodPriority(pod) }
@@ -100,7 +102,7 @@ func (p *plan) preemptionText(tried map[string]int) string {
 // says so in the refusal. Pods are taken away on trial and put back: the
 // snapshot is the same afterwards.
 func (p *plan) preempt(candidates []*node, budgets []*policyv1.PodDisruptionBudget, refusal *Refusal, rnd *rand.Rand) *Preemption {
-	if len(p.s.order) == 0 {
+	if len(p.s.order) == 0 || p.rules.NoPreemption {
 		return nil
 	}
 	if policy := p.pod.Spec.PreemptionPolicy; policy != nil && *policy == v1.PreemptNever {
@@ -111,26 +113,50 @@ func (p *plan) preempt(candidates []*node, budgets []*policyv1.PodDisruptionBudg
 		refusal.Preemption, refusal.EvictionUnderWay = reasonPreemptWaiting, true
 		return nil
 	}
-	tried := map[string]int{}
-	limit := max(minPreemptionNodes, len(candidates)*minPreemptionPercent/100)
-	var found []*Preemption
+	offset := 0
 	if len(candidates) > 0 {
-		offset := rnd.IntN(len(candidates))
-		for i := range candidates {
-			if len(found) >= limit {
-				break
-			}
-			n := candidates[(offset+i)%len(candidates)]
-			if option := p.victimsOn(n, budgets, tried); option != nil {
-				found = append(found, option)
-			}
-		}
+		offset = rnd.IntN(len(candidates))
 	}
+	limit := max(int(p.rules.MinPreemptionNodes), len(candidates)*int(p.rules.MinPreemptionPercent)/100)
+	found, tried := p.options(candidates, budgets, offset, limit)
 	if len(found) == 0 {
 		refusal.Preemption = p.preemptionText(tried)
 		return nil
 	}
 	return slices.MinFunc(found, compareHarm)
+}
+
+// options tries eviction on candidates from offset on until limit ways are
+// found, one of them without breaking a budget. The reasons of the others are
+// counted in tried.
+func (p *plan) options(candidates []*node, budgets []*policyv1.PodDisruptionBudget, offset, limit int) (found []*Preemption, tried map[string]int) {
+	tried = map[string]int{}
+	pdbs := parseBudgets(budgets)
+	clean := 0
+	for i := range candidates {
+		if clean > 0 && len(found) >= limit {
+			break
+		}
+		if option := p.victimsOn(candidates[(offset+i)%len(candidates)], pdbs, tried); option != nil {
+			found = append(found, option)
+			if option.Violations == 0 {
+				clean++
+			}
+		}
+	}
+	return found, tried
+}
+
+// Preemptions lists, in the order of the nodes, every way in which evicting
+// pods of lower priority would make room for a pod that fits nowhere.
+func (s *Snapshot) Preemptions(req Request) []*Preemption {
+	p := s.newPlan(&req)
+	if p.whole != "" {
+		return nil
+	}
+	_, candidates := p.refusal()
+	found, _ := p.options(candidates, req.Budgets, 0, math.MaxInt)
+	return found
 }
 
 // evictionUnderWay reports whether pods that were evicted for this one are
@@ -151,7 +177,7 @@ func (p *plan) evictionUnderWay(candidates []*node) bool {
 // victimsOn finds the smallest set of pods on one node, taken from the least
 // important upwards, without which the pod fits. The reasons why not are
 // counted in tried, the node itself under "".
-func (p *plan) victimsOn(n *node, budgets []*policyv1.PodDisruptionBudget, tried map[string]int) *Preemption {
+func (p *plan) victimsOn(n *node, budgets []budget, tried map[string]int) *Preemption {
 	var lower []*podInfo
 	for _, info := range n.pods {
 		if priority(info.pod) < priority(p.pod) {
@@ -164,37 +190,29 @@ func (p *plan) victimsOn(n *node, budgets []*policyv1.PodDisruptionBudget, tried
 		return nil
 	}
 	slices.SortFunc(lower, byImportance)
-	topology := len(p.spread) > 0 || len(p.info.terms.required)+len(p.info.terms.requiredAnti) > 0 || len(p.inter.existingAnti) > 0
-	check := func() verdict {
-		if topology {
-			p.recount()
-		}
-		return p.try(n)
-	}
 	for _, info := range lower {
-		p.s.detach(info)
+		p.leave(info, n)
 	}
-	v := check()
-	if !v.ok() {
+	if v := p.consider(n); !v.ok() {
 		tried[""]++
 		v.countIn(tried)
-		p.putBack(n, lower, topology)
+		p.back(lower, n)
 		return nil
 	}
 	option := &Preemption{Node: n.name}
 	var victims []*podInfo
 	breaking, free := splitByBudgets(lower, budgets)
 	for i, info := range slices.Concat(breaking, free) {
-		p.s.attach(info, n)
-		if v := check(); !v.ok() {
-			p.s.detach(info)
+		p.back([]*podInfo{info}, n)
+		if v := p.consider(n); !v.ok() {
+			p.leave(info, n)
 			victims = append(victims, info)
 			if i < len(breaking) {
 				option.Violations++
 			}
 		}
 	}
-	p.putBack(n, victims, topology)
+	p.back(victims, n)
 	if len(victims) == 0 {
 		// The node was refused and is not any more although nothing changed.
 		panic("placement: preemption without a victim on node " + n.name)
@@ -206,12 +224,16 @@ func (p *plan) victimsOn(n *node, budgets []*policyv1.PodDisruptionBudget, tried
 	return option
 }
 
-func (p *plan) putBack(n *node, infos []*podInfo, recount bool) {
+// leave takes a pod off its node on trial, back puts pods there again.
+func (p *plan) leave(info *podInfo, n *node) {
+	p.s.detach(info)
+	p.count(info, n, -1)
+}
+
+func (p *plan) back(infos []*podInfo, n *node) {
 	for _, info := range infos {
 		p.s.attach(info, n)
-	}
-	if recount {
-		p.recount()
+		p.count(info, n, 1)
 	}
 }
 
@@ -232,17 +254,44 @@ func byImportance(a, b *podInfo) int {
 	)
 }
 
+// budget is a disruption budget made ready to be asked.
+type budget struct {
+	*policyv1.PodDisruptionBudget
+	selector labels.Selector
+}
+
+// parseBudgets leaves out those that cover no pod: with an empty selector, or
+// one that cannot be parsed.
+func parseBudgets(all []*policyv1.PodDisruptionBudget) []budget {
+	var out []budget
+	for _, b := range all {
+		if selector, err := metav1.LabelSelectorAsSelector(b.Spec.Selector); err == nil && !selector.Empty() {
+			out = append(out, budget{b, selector})
+		}
+	}
+	return out
+}
+
+// covers leaves out pods whose eviction the budget has already counted.
+func (b *budget) covers(pod *v1.Pod) bool {
+	if b.Namespace != pod.Namespace || len(pod.Labels) == 0 || !b.selector.Matches(labels.Set(pod.Labels)) {
+		return false
+	}
+	_, counted := b.Status.DisruptedPods[pod.Name]
+	return !counted
+}
+
 // splitByBudgets separates the pods whose eviction would break a budget,
 // given that those before them in the list are evicted as well.
-func splitByBudgets(infos []*podInfo, budgets []*policyv1.PodDisruptionBudget) (breaking, free []*podInfo) {
+func splitByBudgets(infos []*podInfo, budgets []budget) (breaking, free []*podInfo) {
 	left := make([]int32, len(budgets))
-	for i, b := range budgets {
-		left[i] = b.Status.DisruptionsAllowed
+	for i := range budgets {
+		left[i] = budgets[i].Status.DisruptionsAllowed
 	}
 	for _, info := range infos {
 		broken := false
-		for i, b := range budgets {
-			if !budgetCovers(b, info.pod) {
+		for i := range budgets {
+			if !budgets[i].covers(info.pod) {
 				continue
 			}
 			left[i]--
@@ -255,19 +304,6 @@ func splitByBudgets(infos []*podInfo, budgets []*policyv1.PodDisruptionBudget) (
 		}
 	}
 	return breaking, free
-}
-
-// budgetCovers leaves out pods whose eviction the budget has already counted.
-func budgetCovers(b *policyv1.PodDisruptionBudget, pod *v1.Pod) bool {
-	if b.Namespace != pod.Namespace || len(pod.Labels) == 0 {
-		return false
-	}
-	selector, err := metav1.LabelSelectorAsSelector(b.Spec.Selector)
-	if err != nil || selector.Empty() || !selector.Matches(labels.Set(pod.Labels)) {
-		return false
-	}
-	_, counted := b.Status.DisruptedPods[pod.Name]
-	return !counted
 }
 
 // compareHarm orders options by upstream's criteria: fewer broken budgets, a

@@ -22,7 +22,17 @@ const (
 	NodeResourcesFit  Filter = "NodeResourcesFit"
 	PodTopologySpread Filter = "PodTopologySpread"
 	InterPodAffinity  Filter = "InterPodAffinity"
+
+	NodeDeclaredFeatures Filter = "NodeDeclaredFeatures"
 )
+
+// Filters lists all of them in that order.
+func Filters() []Filter {
+	return []Filter{
+		NodeUnschedulable, NodeName, TaintToleration, NodeAffinity, NodePorts, NodeResourcesFit,
+		PodTopologySpread, InterPodAffinity, NodeDeclaredFeatures,
+	}
+}
 
 // Reasons as upstream's plugins word them.
 const (
@@ -30,6 +40,7 @@ const (
 	reasonNodeName         = "node(s) didn't match the requested node name"
 	reasonTaint            = "node(s) had untolerated taint(s)"
 	reasonNodeAffinity     = "node(s) didn't match Pod's node affinity/selector"
+	reasonAddedAffinity    = "node(s) didn't match scheduler-enforced node affinity"
 	reasonAffinityConflict = "pod affinity terms conflict"
 	reasonPorts            = "node(s) didn't have free ports for the requested pod ports"
 	insufficient           = "Insufficient "
@@ -42,6 +53,7 @@ const (
 	reasonPodAffinity      = "node(s) didn't match pod affinity rules"
 	reasonPodAntiAffinity  = "node(s) didn't match pod anti-affinity rules"
 	reasonExistingAnti     = "node(s) didn't satisfy existing pods anti-affinity rules"
+	reasonFeatures         = "node(s) didn't match Pod's required features"
 	reasonPreemptNoHelp    = "Preemption is not helpful for scheduling"
 	reasonPreemptNoVictims = "No preemption victims found for incoming pod"
 	reasonPreemptNever     = "not eligible due to preemptionPolicy=Never."

@@ -49,6 +49,19 @@ func (r *Resources) isZero() bool {
 	return r.MilliCPU == 0 && r.Memory == 0 && r.EphemeralStorage == 0 && len(r.Scalars) == 0
 }
 
+// of returns the amount of one resource.
+func (r *Resources) of(name v1.ResourceName) int64 {
+	switch name {
+	case v1.ResourceCPU:
+		return r.MilliCPU
+	case v1.ResourceMemory:
+		return r.Memory
+	case v1.ResourceEphemeralStorage:
+		return r.EphemeralStorage
+	}
+	return r.Scalars[name]
+}
+
 // isScalar tells the resources that are counted by name: extended and other
 // prefixed ones, huge pages, attachable volumes.
 func isScalar(name v1.ResourceName) bool {
@@ -88,38 +101,44 @@ func resourcesOf(list v1.ResourceList) Resources {
 // k8s.io/component-helpers. placed says that the pod is bound: what its node
 // has already granted to a container during an in-place resize then counts,
 // if it is more than the specification.
-func PodRequest(pod *v1.Pod, placed bool) Resources {
-	return resourcesOf(resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{
+func PodRequest(pod *v1.Pod, placed bool) Resources { return resourcesOf(podRequests(pod, placed)) }
+
+func podRequests(pod *v1.Pod, placed bool) v1.ResourceList {
+	return resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{
 		UseStatusResources: placed,
 		InPlacePodLevelResourcesVerticalScalingEnabled: placed,
-	}))
+	})
 }
 
-// scoringRequest is PodRequest in CPU and memory with the amounts above for
-// containers that request none.
-func scoringRequest(pod *v1.Pod, placed bool, request *Resources) (milliCPU, memory int64) {
-	missing := v1.ResourceList{}
+// scored is what a pod counts with when nodes are scored: in CPU and memory
+// with the amounts above for containers that request none.
+//
+// Of a pod that is placed, its own request (spec.resources) goes before its
+// containers'. Of the pod to be placed, kube-scheduler 1.36 looks at the
+// containers only (NewFit does not hand the feature gate to its scorer); that
+// is kept, so that nodes rank as they do there.
+func scored(pod *v1.Pod, placed bool, request v1.ResourceList) v1.ResourceList {
 	podLevel := resourcehelper.IsPodLevelRequestsSet(pod)
-	if !podLevel || request.MilliCPU == 0 {
+	missing := v1.ResourceList{}
+	if _, ok := request[v1.ResourceCPU]; !ok || !podLevel || !placed {
 		missing[v1.ResourceCPU] = *resource.NewMilliQuantity(scoreMilliCPU, resource.DecimalSI)
 	}
-	if !podLevel || request.Memory == 0 {
+	if _, ok := request[v1.ResourceMemory]; !ok || !podLevel || !placed {
 		missing[v1.ResourceMemory] = *resource.NewQuantity(scoreMemory, resource.DecimalSI)
 	}
-	if len(missing) == 0 || everyContainerRequests(pod) {
-		return request.MilliCPU, request.Memory
+	if len(missing) == 0 || everyContainerRequests(pod) && (placed || !podLevel) {
+		return request
 	}
-	list := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{
+	return resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{
 		UseStatusResources: placed,
 		InPlacePodLevelResourcesVerticalScalingEnabled: placed,
+		SkipPodLevelResources:                          !placed,
 		NonMissingContainerRequests:                    missing,
 	})
-	cpu, mem := list[v1.ResourceCPU], list[v1.ResourceMemory]
-	return cpu.MilliValue(), mem.Value()
 }
 
 // everyContainerRequests is the common case in which the second, costly sum
-// of scoringRequest would be the same as the first.
+// of scored would be the same as the first.
 func everyContainerRequests(pod *v1.Pod) bool {
 	has := func(cs []v1.Container) bool {
 		for i := range cs {
@@ -132,4 +151,20 @@ func everyContainerRequests(pod *v1.Pod) bool {
 		return true
 	}
 	return has(pod.Spec.Containers) && has(pod.Spec.InitContainers)
+}
+
+// isExtended tells the resources that only a node's agent or a device plugin
+// knows about, outside of kubernetes.io.
+func isExtended(name v1.ResourceName) bool {
+	s := string(name)
+	return strings.Contains(s, "/") && !strings.Contains(s, v1.ResourceDefaultNamespacePrefix) && !strings.HasPrefix(s, v1.DefaultResourceRequestsPrefix)
+}
+
+// ignores reports whether the profile leaves the resource to somebody else.
+func (r *Profile) ignores(name v1.ResourceName) bool {
+	if len(r.ignored)+len(r.ignoredGroups) == 0 || !isExtended(name) {
+		return false
+	}
+	group, _, _ := strings.Cut(string(name), "/")
+	return r.ignored[name] || r.ignoredGroups[group]
 }

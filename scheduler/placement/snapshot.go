@@ -33,6 +33,7 @@ type node struct {
 
 	alloc       Resources
 	allocPods   int64
+	features    featureSet
 	hardTaints  []v1.Taint // NoSchedule and NoExecute
 	softTaints  []v1.Taint // PreferNoSchedule
 	images      map[string]*imageState
@@ -52,8 +53,9 @@ type podInfo struct {
 	node        *node
 	index       int // in node.pods
 	request     Resources
-	scoreCPU    int64
-	scoreMemory int64
+	scoreCPU    int64      // thousandths of a core, see scored
+	scoreMemory int64      // bytes, likewise
+	scoreOther  *Resources // the rest of it; request for most pods
 	ports       []hostPort
 	terms       podTerms
 }
@@ -100,6 +102,7 @@ func (s *Snapshot) SetNode(obj *v1.Node) {
 	n.lost = s.lost[n.name]
 	n.alloc = resourcesOf(obj.Status.Allocatable)
 	n.allocPods = obj.Status.Allocatable.Pods().Value()
+	n.features = declaredBy(obj)
 	n.hardTaints, n.softTaints = nil, nil
 	for _, t := range obj.Spec.Taints {
 		if t.Effect == v1.TaintEffectPreferNoSchedule {
@@ -189,8 +192,15 @@ func (s *Snapshot) PodNode(uid types.UID) string {
 }
 
 func newPodInfo(pod *v1.Pod, placed bool) (*podInfo, error) {
-	info := &podInfo{pod: pod, request: PodRequest(pod, placed), ports: hostPortsOf(pod)}
-	info.scoreCPU, info.scoreMemory = scoringRequest(pod, placed, &info.request)
+	list := podRequests(pod, placed)
+	info := &podInfo{pod: pod, request: resourcesOf(list), ports: hostPortsOf(pod)}
+	forScore := scored(pod, placed, list)
+	cpu, memory := forScore[v1.ResourceCPU], forScore[v1.ResourceMemory]
+	info.scoreCPU, info.scoreMemory, info.scoreOther = cpu.MilliValue(), memory.Value(), &info.request
+	if !placed && pod.Spec.Resources != nil {
+		other := resourcesOf(forScore)
+		info.scoreOther = &other
+	}
 	var err error
 	info.terms, err = termsOf(pod)
 	return info, err

@@ -2,6 +2,7 @@ package placement
 
 import (
 	"math"
+	"slices"
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,7 +24,15 @@ type constraint struct {
 type hardConstraint struct {
 	constraint
 	domains map[string]int64
-	min     int64 // over the domains; 0 if there are fewer than minDomains
+	// The two least filled domains when they were counted: enough to know the
+	// least of all but one, since a trial changes one domain only.
+	least [2]domainCount
+	few   bool // fewer than minDomains: the least counts as empty
+}
+
+type domainCount struct {
+	value string
+	pods  int64
 }
 
 // The spreading of pods that say nothing themselves, and belong to a Service
@@ -33,51 +42,41 @@ var defaultSpread = []constraint{
 	{key: v1.LabelTopologyZone, maxSkew: 5, minDomains: 1, honorNodes: true},
 }
 
-// constraintsOf parses the pod's own constraints of one kind.
-func constraintsOf(pod *v1.Pod, action v1.UnsatisfiableConstraintAction) ([]constraint, error) {
-	var out []constraint
-	for i := range pod.Spec.TopologySpreadConstraints {
-		c := &pod.Spec.TopologySpreadConstraints[i]
-		if c.WhenUnsatisfiable != action {
-			continue
-		}
-		selector, err := metav1.LabelSelectorAsSelector(c.LabelSelector)
-		if err != nil {
-			return nil, err
-		}
-		if requirements, selectable := selector.Requirements(); selectable {
-			own := labels.Set{}
-			for _, key := range c.MatchLabelKeys {
-				if value, ok := pod.Labels[key]; ok {
-					own[key] = value
-				}
-			}
-			if len(own) > 0 {
-				selector = labels.SelectorFromSet(own).Add(requirements...)
-			}
-		}
-		parsed := constraint{
-			key: c.TopologyKey, maxSkew: int64(c.MaxSkew), minDomains: 1, selector: selector,
-			honorNodes:    c.NodeAffinityPolicy == nil || *c.NodeAffinityPolicy == v1.NodeInclusionPolicyHonor,
-			honorTaints:   c.NodeTaintsPolicy != nil && *c.NodeTaintsPolicy == v1.NodeInclusionPolicyHonor,
-			matchesItself: selector.Matches(labels.Set(pod.Labels)),
-		}
-		if c.MinDomains != nil {
-			parsed.minDomains = int(*c.MinDomains)
-		}
-		out = append(out, parsed)
+// parseConstraint prepares one constraint of a pod with the given labels.
+func parseConstraint(own map[string]string, c *v1.TopologySpreadConstraint) (constraint, error) {
+	selector, err := metav1.LabelSelectorAsSelector(c.LabelSelector)
+	if err != nil {
+		return constraint{}, err
 	}
-	return out, nil
+	if requirements, selectable := selector.Requirements(); selectable && len(c.MatchLabelKeys) > 0 {
+		same := labels.Set{}
+		for _, key := range c.MatchLabelKeys {
+			if value, ok := own[key]; ok {
+				same[key] = value
+			}
+		}
+		if len(same) > 0 {
+			selector = labels.SelectorFromSet(same).Add(requirements...)
+		}
+	}
+	parsed := constraint{
+		key: c.TopologyKey, maxSkew: int64(c.MaxSkew), minDomains: 1, selector: selector,
+		honorNodes:    c.NodeAffinityPolicy == nil || *c.NodeAffinityPolicy == v1.NodeInclusionPolicyHonor,
+		honorTaints:   c.NodeTaintsPolicy != nil && *c.NodeTaintsPolicy == v1.NodeInclusionPolicyHonor,
+		matchesItself: selector.Matches(labels.Set(own)),
+	}
+	if c.MinDomains != nil {
+		parsed.minDomains = int(*c.MinDomains)
+	}
+	return parsed, nil
 }
 
 // countsIn reports whether the node's pods enter the sums of the constraint.
 func (p *plan) countsIn(c *constraint, n *node) bool {
-	if c.honorNodes {
-		if match, err := p.affinity.Match(n.obj); err != nil || !match {
-			return false
-		}
+	if c.honorNodes && !p.affinityMatches(n) {
+		return false
 	}
-	return !c.honorTaints || p.toleratesNode(n)
+	return !c.honorTaints || p.toleratesTaintsOf(n)
 }
 
 func hasAllKeys(n *node, keys func(i int) string, count int) bool {
@@ -89,9 +88,25 @@ func hasAllKeys(n *node, keys func(i int) string, count int) bool {
 	return true
 }
 
+// hardConstraints are the pod's own, or those of the profile for pods that
+// have none and belong together with others.
+func (p *plan) hardConstraints() ([]constraint, error) {
+	if len(p.pod.Spec.TopologySpreadConstraints) > 0 {
+		return constraintsOf(p.pod.Labels, p.pod.Spec.TopologySpreadConstraints, v1.DoNotSchedule)
+	}
+	if len(p.rules.hardDefaults) == 0 || p.peers == nil || p.peers.Empty() {
+		return nil, nil
+	}
+	out := slices.Clone(p.rules.hardDefaults)
+	for i := range out {
+		out[i].selector, out[i].matchesItself = p.peers, p.peers.Matches(labels.Set(p.pod.Labels))
+	}
+	return out, nil
+}
+
 // newHardConstraints counts the pods per domain for what trySpread checks.
 func (p *plan) newHardConstraints() ([]hardConstraint, error) {
-	own, err := constraintsOf(p.pod, v1.DoNotSchedule)
+	own, err := p.hardConstraints()
 	if err != nil || len(own) == 0 {
 		return nil, err
 	}
@@ -112,15 +127,51 @@ func (p *plan) newHardConstraints() ([]hardConstraint, error) {
 		}
 	}
 	for i := range out {
-		out[i].min = math.MaxInt32
-		for _, pods := range out[i].domains {
-			out[i].min = min(out[i].min, pods)
-		}
-		if len(out[i].domains) < out[i].minDomains {
-			out[i].min = 0
-		}
+		out[i].rank()
 	}
 	return out, nil
+}
+
+func (c *hardConstraint) rank() {
+	c.least = [2]domainCount{{pods: math.MaxInt32}, {pods: math.MaxInt32}}
+	for value, pods := range c.domains {
+		if pods < c.least[0].pods {
+			c.least[1], c.least[0] = c.least[0], domainCount{value, pods}
+		} else if pods < c.least[1].pods {
+			c.least[1] = domainCount{value, pods}
+		}
+	}
+	c.few = len(c.domains) < c.minDomains
+}
+
+// leastFilled is the number of pods in the least filled domain, where the
+// domain value may have changed since rank.
+func (c *hardConstraint) leastFilled(value string) int64 {
+	if c.few {
+		return 0
+	}
+	others := c.least[0].pods
+	if c.least[0].value == value {
+		others = c.least[1].pods
+	}
+	if pods, ok := c.domains[value]; ok && pods < others {
+		return pods
+	}
+	return others
+}
+
+// spreadTrial counts a pod in, or out, on the node on trial.
+func (p *plan) spreadTrial(pod *v1.Pod, n *node, delta int64) {
+	if len(p.spread) == 0 || pod.Namespace != p.pod.Namespace || pod.DeletionTimestamp != nil ||
+		!hasAllKeys(n, func(i int) string { return p.spread[i].key }, len(p.spread)) {
+		return
+	}
+	for i := range p.spread {
+		c := &p.spread[i]
+		if !c.selector.Empty() && c.selector.Matches(labels.Set(pod.Labels)) && p.countsIn(&c.constraint, n) {
+			c.domains[n.obj.Labels[c.key]] += delta
+		}
+	}
 }
 
 // trySpread refuses a node on which the pod would make its domain exceed the
@@ -136,7 +187,7 @@ func (p *plan) trySpread(n *node) verdict {
 		if c.matchesItself {
 			pods++
 		}
-		if pods-c.min > c.maxSkew {
+		if pods-c.leastFilled(value) > c.maxSkew {
 			return refusedForNow(PodTopologySpread, reasonSpread)
 		}
 	}
@@ -153,8 +204,8 @@ type softConstraint struct {
 
 // spreadScores fills in, for each feasible node, how much room its domains
 // have: 100 for the best. It returns false if nothing asks for spreading.
-func (p *plan) spreadScores(feasible []*node, defaultSelector labels.Selector, scores []int64) (bool, error) {
-	soft, requireAll, err := p.softConstraints(defaultSelector)
+func (p *plan) spreadScores(feasible []*node, scores []int64) (bool, error) {
+	soft, requireAll, err := p.softConstraints()
 	if err != nil || len(soft) == 0 {
 		return false, err
 	}
@@ -205,18 +256,18 @@ func (p *plan) spreadScores(feasible []*node, defaultSelector labels.Selector, s
 	return true, nil
 }
 
-func (p *plan) softConstraints(defaultSelector labels.Selector) (soft []softConstraint, requireAll bool, err error) {
-	constraints := defaultSpread
-	if requireAll = len(p.pod.Spec.TopologySpreadConstraints) > 0; requireAll {
-		if constraints, err = constraintsOf(p.pod, v1.ScheduleAnyway); err != nil {
+func (p *plan) softConstraints() (soft []softConstraint, requireAll bool, err error) {
+	constraints, own := p.rules.softDefaults, len(p.pod.Spec.TopologySpreadConstraints) > 0
+	if own {
+		if constraints, err = constraintsOf(p.pod.Labels, p.pod.Spec.TopologySpreadConstraints, v1.ScheduleAnyway); err != nil {
 			return nil, false, err
 		}
-	} else if defaultSelector == nil || defaultSelector.Empty() {
+	} else if p.peers == nil || p.peers.Empty() {
 		return nil, false, nil
 	}
 	for _, c := range constraints {
-		if !requireAll {
-			c.selector = defaultSelector
+		if !own {
+			c.selector = p.peers
 		}
 		soft = append(soft, softConstraint{
 			constraint: c,
@@ -224,7 +275,7 @@ func (p *plan) softConstraints(defaultSelector labels.Selector) (soft []softCons
 			domains:    map[string]int64{},
 		})
 	}
-	return soft, requireAll, nil
+	return soft, own || !p.rules.systemSpread, nil
 }
 
 // countDomains adds up the pods of all nodes, feasible or not, in the domains
