@@ -109,6 +109,7 @@ func (s *statusCmd) Run(ctx context.Context) error {
 			fmt.Fprintf(w, "%s\t%s\t%v\t%v\t%v\t%v\t%s\t%v\t%s\t%s\n", x.Name, orDash(x.Leader), here[0], here[1], here[2], here[3], x.Role, here[4], orDash(strings.Join(x.Voters, ",")), orDash(strings.Join(x.Spares, ",")))
 		}
 		printPlacement(w, st)
+		printBrakes(w, st)
 		fmt.Fprintln(w, "\nPART\tHEALTH\tDETAIL")
 		for _, p := range st.Parts {
 			h := "ok"
@@ -147,6 +148,18 @@ func printPlacement(w io.Writer, st client.Status) {
 		}
 		for _, b := range p.Blocked {
 			fmt.Fprintf(w, "blocked in %s: %s\n", p.Shard, b)
+		}
+	}
+}
+
+// printBrakes says where pods of lost nodes stay because too much of a zone is lost, and why.
+func printBrakes(w io.Writer, st client.Status) {
+	for _, z := range st.Zones {
+		if z.Braked {
+			fmt.Fprintf(w, "\nevictions in zone %s: %s for %s: %d of %d nodes are not ready, which looks like a partition and not like deaths; the pods of %d lost nodes stay\n",
+				z.Name, z.Evictions, short(z.SinceSeconds), z.NotReady, z.Ready+z.NotReady, z.Held)
+		} else if z.Brakes > 0 {
+			fmt.Fprintf(w, "\nevictions in zone %s: free for %s, after the brake held them %d times\n", z.Name, short(z.SinceSeconds), z.Brakes)
 		}
 	}
 }

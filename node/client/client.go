@@ -108,6 +108,22 @@ type Status struct {
 	// Placement is the leader's word on the voters; nil with PlacementError if it could not be had.
 	Placement      *Placement `json:"placement,omitempty"`
 	PlacementError string     `json:"placementError,omitempty"`
+	// Zones is the leader's word on the life of nodes; empty where Placement is nil.
+	Zones []Zone `json:"zones,omitempty"`
+}
+
+// Zone is how the nodes of a zone fare and how fast the pods of its lost nodes are moved away.
+type Zone struct {
+	Name     string `json:"name"`
+	Ready    int    `json:"ready"`
+	NotReady int    `json:"notReady"`
+	// Evictions is "free", "stopped" or "one node every 10s"; Braked is false if it is free. It has been so for SinceSeconds.
+	Evictions    string  `json:"evictions"`
+	Braked       bool    `json:"braked,omitempty"`
+	SinceSeconds float64 `json:"sinceSeconds"`
+	// Held is how many lost nodes keep their pods for that; Brakes how often evictions were slowed or stopped while this leader's daemon ran.
+	Held   int `json:"held,omitempty"`
+	Brakes int `json:"brakes,omitempty"`
 }
 
 // BackupStatus says what became of the scheduled backups.

@@ -174,9 +174,10 @@ func (n *node) status(ctx context.Context) client.Status {
 		}
 		s.Shards = append(s.Shards, shard)
 		if x.Shard == systemShard && shard.Leader != "" {
-			var err error
-			if s.Placement, err = n.placement(ctx, shard.Leader); err != nil {
+			if word, err := n.word(ctx, shard.Leader); err != nil {
 				s.PlacementError = err.Error()
+			} else {
+				s.Placement, s.Zones = word.Placement, word.Zones
 			}
 		}
 	}

@@ -34,6 +34,7 @@ import (
 	"skein.io/skein/node/api/front"
 	"skein.io/skein/node/api/lastknown"
 	"skein.io/skein/node/desired"
+	nodes "skein.io/skein/scheduler/controller/node"
 )
 
 // The ports of every node.
@@ -79,7 +80,8 @@ type node struct {
 	leaving chan struct{} // closed by leave
 	// forgotten are the nodes from before a restore.
 	forgotten forgotten
-	once      sync.Once // guards leaving
+	zones     nodes.Board // what the brake on evictions does while this node leads
+	once      sync.Once   // guards leaving
 	// agentBreak ends the agent before the node leaves.
 	agentBreak breaker
 	agentUp    chan struct{} // closed when the agent has its runtime
@@ -176,8 +178,12 @@ func (n *node) run(ctx context.Context) (err error) {
 		return err
 	}
 	n.metrics = prometheus.NewRegistry()
-	if err := errors.Join(n.metrics.Register(n.host), legacyregistry.Registerer().Register(n.host)); err != nil { // the second: the API's /metrics
-		return fail(fmt.Errorf("metrics of the store: %w", err))
+	zones := zoneMetrics{&n.zones}
+	closers = append(closers, func() { legacyregistry.Registerer().Unregister(zones) })
+	for _, r := range []prometheus.Registerer{n.metrics, legacyregistry.Registerer()} { // the second: the API's /metrics
+		if err := errors.Join(r.Register(n.host), r.Register(zones)); err != nil {
+			return fail(fmt.Errorf("metrics of the store and of zones: %w", err))
+		}
 	}
 	if n.desired, err = desired.Open(filepath.Join(n.cfg.StateDir, "desired.db"), localKey, n.log); err != nil {
 		return err

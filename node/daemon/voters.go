@@ -69,10 +69,19 @@ func (n *node) ownPlacement() *client.Placement {
 	return placement(n.voters.Decisions(), shards, n.storeMembers())
 }
 
-// placement is the leader's view, wherever it is; nil with the reason if it cannot be had.
-func (n *node) placement(ctx context.Context, leader string) (*client.Placement, error) {
-	if p := n.ownPlacement(); p != nil {
-		return p, nil
+// ownWord is what this node says as the leader; nil if it has not looked at the voters.
+func (n *node) ownWord() *leaderWord {
+	p := n.ownPlacement()
+	if p == nil {
+		return nil
+	}
+	return &leaderWord{Placement: p, Zones: zoneStates(n.zones.Zones(), time.Now())}
+}
+
+// word is the leader's view, wherever it is; nil with the reason if it cannot be had.
+func (n *node) word(ctx context.Context, leader string) (*leaderWord, error) {
+	if w := n.ownWord(); w != nil {
+		return w, nil
 	}
 	for _, m := range n.gossip.Members() {
 		if m.Name != leader || m.Self {
@@ -80,12 +89,12 @@ func (n *node) placement(ctx context.Context, leader string) (*client.Placement,
 		}
 		ctx, cancel := context.WithTimeout(ctx, votersTimeout)
 		defer cancel()
-		return n.askPlacement(ctx, m)
+		return n.askLeader(ctx, m)
 	}
 	return nil, fmt.Errorf("the leader (%s) has not looked at the voters yet", leader)
 }
 
-func (n *node) askPlacement(ctx context.Context, m membership.Member) (*client.Placement, error) {
+func (n *node) askLeader(ctx context.Context, m membership.Member) (*leaderWord, error) {
 	url := "https://" + netip.AddrPortFrom(m.Addr, tagPort(m, membership.TagAgent, agentPort)).String() + votersPath
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -97,14 +106,14 @@ func (n *node) askPlacement(ctx context.Context, m membership.Member) (*client.P
 		return nil, fmt.Errorf("ask the leader %s about the voters: %w", m.Name, err)
 	}
 	defer resp.Body.Close()
-	p := &client.Placement{}
+	w := &leaderWord{Placement: &client.Placement{}}
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("ask the leader %s about the voters: %s", m.Name, resp.Status)
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(p); err != nil {
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(w); err != nil {
 		return nil, fmt.Errorf("ask the leader %s about the voters: %w", m.Name, err)
 	}
-	return p, nil
+	return w, nil
 }
 
 func (n *node) serveVoters(w http.ResponseWriter, r *http.Request) {
@@ -112,13 +121,13 @@ func (n *node) serveVoters(w http.ResponseWriter, r *http.Request) {
 		writeRefusal(w, refusal(http.StatusForbidden, "only nodes of this cluster may ask: %v", err))
 		return
 	}
-	p := n.ownPlacement()
-	if p == nil {
+	word := n.ownWord()
+	if word == nil {
 		writeRefusal(w, refusal(http.StatusConflict, "node %s does not lead", n.cfg.Name))
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(p) // the caller went away
+	_ = json.NewEncoder(w).Encode(word) // the caller went away
 }
 
 // mayLabel refuses to take the vote by a label from those that nobody can replace. What comes about otherwise (a label that was there

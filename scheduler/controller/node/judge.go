@@ -36,7 +36,8 @@ type judgement struct {
 const excludeFromDisruption = "node.kubernetes.io/exclude-disruption"
 
 // judge makes up its mind about one node. lastBeat is when a sign of life of
-// a node that the failure detector does not know was last seen to change.
+// a node that the failure detector does not know was last seen to change; zero
+// says that it was lost before anything was seen here.
 func judge(n *corev1.Node, verdict controller.NodeHealth, lastBeat time.Time, set Settings, now time.Time) judgement {
 	j := judgement{zone: zoneOf(n)}
 	ready := condition(n, corev1.NodeReady)
@@ -53,7 +54,10 @@ func judge(n *corev1.Node, verdict controller.NodeHealth, lastBeat time.Time, se
 		if ready == nil {
 			grace = set.StartupGrace
 		}
-		if now.Sub(lastBeat) >= grace {
+		switch {
+		case lastBeat.IsZero():
+			j.fate, j.since, j.byBeat = lost, now, true
+		case now.Sub(lastBeat) >= grace:
 			j.fate, j.since, j.byBeat = lost, lastBeat.Add(grace), true
 		}
 	}

@@ -17,7 +17,12 @@
 // gossip and not leases says which nodes are lost, so that it is known in
 // seconds; and the brake on evictions is read from the verdicts of all nodes
 // before the first eviction, so that a partition which takes much of a zone
-// away within the pods' toleration evicts nothing (see Pace).
+// away within the pods' toleration evicts nothing (see Pace). What the brake
+// does is shown by a Board.
+//
+// A node that the failure detector does not know, made by hand or run by
+// another kubelet, is judged by its Lease and its own heartbeats with upstream's
+// graces, and nothing but that; it is never deleted for not being known.
 //
 // A pod tolerates the loss of its node for as long as its own toleration of
 // the unreachable taint says. Pods that say nothing get theirs by the API's
@@ -38,7 +43,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	coordlisters "k8s.io/client-go/listers/coordination/v1"
@@ -74,14 +78,16 @@ type Controller struct {
 	wake   chan struct{}             // the picture below is out of date; capacity 1
 	cidrs  *allocator
 
-	mu      sync.Mutex // guards all below
-	dirty   map[string]bool
-	judged  map[string]judgement
-	gone    map[string]bool // nodes without an object that have left the cluster
-	beats   map[string]beat
-	brake   brake
-	tainted map[string]*taintRecord
-	said    map[string]time.Time // when a lost node and its pods were last said to be so
+	mu       sync.Mutex // guards all below
+	dirty    map[string]bool
+	verdicts map[string]controller.NodeHealth // as of the last look at all nodes
+	judged   map[string]judgement
+	census   map[string]ZoneCount
+	gone     map[string]bool // nodes without an object that have left the cluster
+	beats    map[string]beat // of nodes that the failure detector does not know
+	brake    brake
+	tainted  map[string]*taintRecord
+	said     map[string]time.Time // when a lost node and its pods were last said to be so
 }
 
 // New makes the controller. podCIDR is divided among the nodes.
@@ -101,6 +107,7 @@ func New(deps controller.Deps, podCIDR netip.Prefix, set Settings) *Controller {
 		cidrs:   newAllocator(podCIDR),
 		dirty:   map[string]bool{},
 		judged:  map[string]judgement{},
+		census:  map[string]ZoneCount{},
 		beats:   map[string]beat{},
 		brake:   newBrake(set),
 		tainted: map[string]*taintRecord{},
@@ -125,6 +132,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		}
 		return err
 	}
+	defer c.set.Board.follow(c)()
 	return controller.Run(ctx, controller.Work[string]{
 		Queue:   c.queue,
 		Workers: c.set.Workers,
@@ -181,97 +189,6 @@ func (c *Controller) podChanged(old, cur *corev1.Pod) {
 	}
 }
 
-// follow keeps the judgements and the brake up to date and wakes the nodes
-// that they concern.
-func (c *Controller) follow(ctx context.Context) {
-	verdicts, stop := c.health.Subscribe()
-	defer stop()
-	tick := c.clock.NewTicker(c.set.CheckEvery)
-	defer tick.Stop()
-	c.refresh()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-verdicts:
-		case <-c.wake:
-		case <-tick.C():
-		}
-		c.refresh()
-	}
-}
-
-// refresh judges all nodes, sets the brake by the result, and queues the
-// nodes whose judgement or pace changed.
-func (c *Controller) refresh() {
-	nodes, err := c.lister.List(labels.Everything())
-	if err != nil {
-		panic("node: the view cannot be listed: " + err.Error()) // it reads memory
-	}
-	verdicts := c.health.Verdicts()
-	now := c.clock.Now()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	wake := c.dirty
-	c.dirty = map[string]bool{}
-	judged := make(map[string]judgement, len(nodes))
-	census := map[string]ZoneCount{}
-	for _, n := range nodes {
-		j := judge(n, verdicts[n.Name], c.heartbeat(n, now), c.set, now)
-		old, known := c.judged[n.Name]
-		if known && old.fate == j.fate {
-			j.since = old.since
-		}
-		if !known || old != j {
-			wake[n.Name] = true
-		}
-		judged[n.Name] = j
-		if j.counts {
-			count := census[j.zone]
-			if j.ready {
-				count.Ready++
-			} else {
-				count.NotReady++
-			}
-			census[j.zone] = count
-		}
-	}
-	for name := range c.judged {
-		if _, still := judged[name]; !still {
-			wake[name] = true
-			c.cidrs.release(name)
-			delete(c.beats, name)
-			delete(c.tainted, name)
-			delete(c.said, name)
-			c.brake.forget(name)
-		}
-	}
-	gone := map[string]bool{}
-	for name, v := range verdicts {
-		if _, known := judged[name]; !known && v.State == controller.Left {
-			gone[name] = true
-			wake[name] = wake[name] || !c.gone[name]
-		}
-	}
-	c.judged, c.gone = judged, gone
-	changed := c.brake.set(census)
-	for _, zone := range changed {
-		count := census[zone]
-		c.log.Warn("pace of evictions changed", "zone", zoneName(zone), "pace", c.brake.pace(zone).String(),
-			"ready", count.Ready, "notReady", count.NotReady)
-		for name, j := range judged {
-			if j.zone == zone {
-				wake[name] = true
-			}
-		}
-	}
-	for name, yes := range wake {
-		if yes {
-			c.queue.Add(name)
-		}
-	}
-}
-
 // sync does for one node all that is due.
 func (c *Controller) sync(ctx context.Context, name string) error {
 	n, err := c.lister.Get(name)
@@ -309,9 +226,13 @@ func (c *Controller) syncTaints(ctx context.Context, n *corev1.Node, j judgement
 	evict := false
 	if j.evicts() {
 		c.mu.Lock()
+		granted := c.brake.has(n.Name)
 		var wait time.Duration
 		evict, wait = c.brake.allow(j.zone, n.Name, now)
 		c.mu.Unlock()
+		if evict && !granted {
+			c.set.Board.evicted(j.zone)
+		}
 		if wait > 0 {
 			c.queue.AddAfter(n.Name, wait)
 		}
@@ -398,31 +319,6 @@ func mustJSON(v any) []byte {
 		panic("node: encode a patch: " + err.Error())
 	}
 	return b
-}
-
-// heartbeat returns when the node's last sign of life was seen here. c.mu is
-// held.
-func (c *Controller) heartbeat(n *corev1.Node, now time.Time) time.Time {
-	var mark string
-	if lease, err := c.lease.Leases(corev1.NamespaceNodeLease).Get(n.Name); err == nil && lease.Spec.RenewTime != nil {
-		mark = lease.Spec.RenewTime.UTC().Format(time.RFC3339Nano)
-	}
-	if ready := condition(n, corev1.NodeReady); ready != nil {
-		mark += "|" + ready.LastHeartbeatTime.UTC().Format(time.RFC3339)
-	}
-	b, seen := c.beats[n.Name]
-	if !seen || b.mark != mark {
-		b = beat{mark: mark, at: now}
-		c.beats[n.Name] = b
-	}
-	return b.at
-}
-
-// beat is a sign of life as the node wrote it, and when it was first seen
-// here. The node's clock is only compared with itself.
-type beat struct {
-	mark string
-	at   time.Time
 }
 
 func (c *Controller) podsOn(name string) ([]*corev1.Pod, error) {

@@ -71,6 +71,10 @@ func start(t *testing.T, objs ...runtime.Object) *world { return startWith(t, ni
 
 // startWith starts a leadership that finds the given verdicts.
 func startWith(t *testing.T, verdicts map[string]controller.NodeHealth, objs ...runtime.Object) *world {
+	return startSet(t, Settings{}, verdicts, objs...)
+}
+
+func startSet(t *testing.T, set Settings, verdicts map[string]controller.NodeHealth, objs ...runtime.Object) *world {
 	w := &world{t: t, client: controllertest.NewClient(objs...), health: &fakeHealth{verdicts: map[string]controller.NodeHealth{}, subs: map[chan struct{}]bool{}}}
 	for _, o := range objs {
 		if n, ok := o.(*corev1.Node); ok && n.Annotations["test/by-hand"] == "" {
@@ -79,7 +83,7 @@ func startWith(t *testing.T, verdicts map[string]controller.NodeHealth, objs ...
 	}
 	maps.Copy(w.health.verdicts, verdicts)
 	w.events = controllertest.Start(t, w.client, func(d *controller.Deps) { d.Health = w.health }, func(d controller.Deps) controller.Controller {
-		return New(d, netip.MustParsePrefix("10.244.0.0/20"), Settings{}) // 16 networks
+		return New(d, netip.MustParsePrefix("10.244.0.0/20"), set) // 16 networks
 	})
 	settle(time.Second)
 	return w

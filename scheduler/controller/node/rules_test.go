@@ -43,20 +43,20 @@ func TestPaceOf(t *testing.T) {
 func TestBrakeTakesGrantsBack(t *testing.T) {
 	b := newBrake(DefaultSettings())
 	now := time.Unix(1000, 0)
-	b.set(map[string]ZoneCount{"z": {4, 1}})
+	b.set(map[string]ZoneCount{"z": {4, 1}}, now)
 	if ok, _ := b.allow("z", "n1", now); !ok {
 		t.Fatal("the loss of one of five must be free")
 	}
-	if changed := b.set(map[string]ZoneCount{"z": {2, 3}}); len(changed) != 1 || changed[0] != "z" {
+	if changed := b.set(map[string]ZoneCount{"z": {2, 3}}, now); len(changed) != 1 || changed[0] != "z" {
 		t.Fatalf("changed %v", changed)
 	}
 	if ok, wait := b.allow("z", "n1", now); ok || wait != 0 {
 		t.Errorf("allowed %v, wait %v under a partition", ok, wait)
 	}
-	if changed := b.set(map[string]ZoneCount{"z": {2, 3}}); len(changed) != 0 {
+	if changed := b.set(map[string]ZoneCount{"z": {2, 3}}, now); len(changed) != 0 {
 		t.Errorf("the same count changed %v", changed)
 	}
-	b.set(map[string]ZoneCount{"z": {4, 1}})
+	b.set(map[string]ZoneCount{"z": {4, 1}}, now)
 	if ok, _ := b.allow("z", "n1", now); !ok {
 		t.Error("not allowed when the zone is back")
 	}
@@ -65,11 +65,11 @@ func TestBrakeTakesGrantsBack(t *testing.T) {
 func TestGrantsFromBeforeAStopDoNotSkipThePace(t *testing.T) {
 	b := newBrake(DefaultSettings())
 	now := time.Unix(1000, 0)
-	b.set(map[string]ZoneCount{"z": {4, 2}, "y": {1, 0}})
+	b.set(map[string]ZoneCount{"z": {4, 2}, "y": {1, 0}}, now)
 	b.allow("z", "n1", now)
 	b.allow("z", "n2", now)
-	b.set(map[string]ZoneCount{"z": {1, 5}, "y": {1, 0}}) // stop
-	b.set(map[string]ZoneCount{"z": {0, 6}, "y": {1, 0}}) // dark
+	b.set(map[string]ZoneCount{"z": {1, 5}, "y": {1, 0}}, now) // stop
+	b.set(map[string]ZoneCount{"z": {0, 6}, "y": {1, 0}}, now) // dark
 	later := now.Add(time.Hour)
 	if ok, _ := b.allow("z", "n1", later); !ok {
 		t.Error("the first must go at once")
@@ -82,7 +82,7 @@ func TestGrantsFromBeforeAStopDoNotSkipThePace(t *testing.T) {
 func TestBrakePacesADarkZone(t *testing.T) {
 	b := newBrake(DefaultSettings())
 	now := time.Unix(1000, 0)
-	b.set(map[string]ZoneCount{"a": {0, 3}, "b": {3, 0}})
+	b.set(map[string]ZoneCount{"a": {0, 3}, "b": {3, 0}}, now)
 	if ok, _ := b.allow("a", "n1", now); !ok {
 		t.Error("the first must go at once")
 	}

@@ -35,6 +35,8 @@ type Settings struct {
 	DarkEvery time.Duration
 	// Workers is how many nodes are worked on at once. Default 8.
 	Workers int
+	// Board shows what the brake does; nil for none.
+	Board *Board
 }
 
 // DefaultSettings returns the documented defaults.

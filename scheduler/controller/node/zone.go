@@ -72,12 +72,13 @@ func PaceOf(zones map[string]ZoneCount, set Settings) map[string]Pace {
 type brake struct {
 	settings Settings
 	paces    map[string]Pace
-	granted  map[string]string // node -> zone
+	since    map[string]time.Time // when the pace of a zone came about
+	granted  map[string]string    // node -> zone
 	last     map[string]time.Time
 }
 
 func newBrake(set Settings) brake {
-	return brake{settings: set, paces: map[string]Pace{}, granted: map[string]string{}, last: map[string]time.Time{}}
+	return brake{settings: set, paces: map[string]Pace{}, since: map[string]time.Time{}, granted: map[string]string{}, last: map[string]time.Time{}}
 }
 
 func (b *brake) pace(zone string) Pace { return b.paces[zone] }
@@ -85,12 +86,16 @@ func (b *brake) pace(zone string) Pace { return b.paces[zone] }
 // set takes in a new count of all zones and returns those whose pace changed
 // from or to a limit. Where evictions stop, grants end: pods that have not
 // been evicted yet stay.
-func (b *brake) set(census map[string]ZoneCount) (changed []string) {
+func (b *brake) set(census map[string]ZoneCount, now time.Time) (changed []string) {
 	paces := PaceOf(census, b.settings)
 	for zone, pace := range paces {
+		if _, known := b.since[zone]; !known {
+			b.since[zone] = now
+		}
 		if pace == b.paces[zone] {
 			continue
 		}
+		b.since[zone] = now
 		changed = append(changed, zone)
 		if !pace.Stop {
 			continue
@@ -99,6 +104,11 @@ func (b *brake) set(census map[string]ZoneCount) (changed []string) {
 			if z == zone {
 				delete(b.granted, node)
 			}
+		}
+	}
+	for zone := range b.since {
+		if _, still := paces[zone]; !still {
+			delete(b.since, zone)
 		}
 	}
 	for zone := range b.last {
@@ -127,6 +137,12 @@ func (b *brake) allow(zone, node string, now time.Time) (ok bool, wait time.Dura
 	}
 	b.granted[node], b.last[zone] = zone, now
 	return true, 0
+}
+
+// has reports whether a node has been let through.
+func (b *brake) has(node string) bool {
+	_, ok := b.granted[node]
+	return ok
 }
 
 // forget ends a node's grant: it lives, or is gone.
