@@ -38,6 +38,7 @@ type loop struct {
 	snapshot *placement.Snapshot
 	queue    *queue.Queue
 	assumed  map[types.UID]assumption
+	volumes  volumeWork
 	rnd      *rand.Rand
 }
 
@@ -59,6 +60,7 @@ func newLoop(cfg Config, deps controller.Deps) *loop {
 		snapshot: placement.NewSnapshot(),
 		queue:    queue.New(cfg.Queue),
 		assumed:  map[types.UID]assumption{},
+		volumes:  newVolumeWork(deps.Factory),
 		rnd:      rand.New(rand.NewPCG(cfg.Seed, 0)),
 	}
 }
@@ -147,6 +149,7 @@ func (l *loop) plan() (jobs []job, next time.Time, timed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.clock.Now()
+	jobs, next, timed = l.settledVolumes(now)
 	popped := l.queue.Pop(l.cfg.Batch, now)
 	for _, p := range popped {
 		if j := l.decide(p.Pod, now); j != nil {
@@ -154,7 +157,9 @@ func (l *loop) plan() (jobs []job, next time.Time, timed bool) {
 		}
 	}
 	if len(popped) == 0 {
-		next, timed = l.queue.Next(now)
+		if at, ok := l.queue.Next(now); ok && (!timed || at.Before(next)) {
+			next, timed = at, true
+		}
 	}
 	return jobs, next, timed
 }
@@ -162,19 +167,24 @@ func (l *loop) plan() (jobs []job, next time.Time, timed bool) {
 // decide plans one popped pod and notes the decision as if it were carried
 // out. l.mu is held.
 func (l *loop) decide(pod *v1.Pod, now time.Time) job {
-	decision, err := l.snapshot.Place(placement.Request{
-		Pod:     pod,
-		Peers:   l.view.peers(pod),
-		Budgets: l.view.budgets(pod),
-	}, l.rnd)
+	req := placement.Request{Pod: pod, Peers: l.view.peers(pod), Budgets: l.view.budgets(pod)}
+	decision, err := l.snapshot.Place(req, l.rnd)
 	switch {
 	case err != nil:
 		l.queue.Failed(pod.UID, now)
 		return failure{pod: pod, reason: v1.PodReasonSchedulerError, message: err.Error()}
 	case decision.Node != "":
+		bindings, err := l.reserveVolumes(req, decision.Node)
+		if err != nil {
+			l.queue.Failed(pod.UID, now)
+			return failure{pod: pod, reason: v1.PodReasonSchedulerError, message: err.Error()}
+		}
 		l.snapshot.Unnominate(pod.UID)
 		l.snapshot.SetPod(pod, decision.Node)
 		l.assumed[pod.UID] = assumption{pod: pod, node: decision.Node}
+		if bindings != nil {
+			return volumeBinding{pod: pod, bindings: bindings}
+		}
 		return binding{pod: pod, node: decision.Node}
 	}
 	l.queue.Unschedulable(pod.UID, wakers(decision.Refusal), now)
@@ -210,6 +220,7 @@ func (l *loop) undo(pod *v1.Pod, gone bool) bool {
 		return false
 	}
 	delete(l.assumed, pod.UID)
+	l.releaseVolumes(pod.UID)
 	l.snapshot.RemovePod(pod.UID)
 	l.queue.Move(queue.PodGone, nil, now)
 	if gone {

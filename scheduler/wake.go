@@ -20,6 +20,11 @@ var helpers = map[placement.Filter]queue.Event{
 	placement.NodeAffinity:      queue.NodeAdded | queue.NodeLabels,
 	placement.NodePorts:         queue.NodeAdded | queue.PodGone,
 	placement.NodeResourcesFit:  queue.NodeAdded | queue.NodeAllocatable | queue.PodGone | queue.PodShrunk,
+	// A claim that is not there refuses for the first filter that wants to read it.
+	placement.VolumeRestrictions: queue.NodeAdded | queue.PodGone | queue.PodClaims,
+	placement.NodeVolumeLimits:   queue.NodeAdded | queue.PodGone | queue.PodClaims | queue.CSI,
+	placement.VolumeBinding:      queue.NodeAdded | queue.NodeLabels | queue.PodClaims | queue.Volumes | queue.StorageClasses | queue.CSI,
+	placement.VolumeZone:         queue.NodeAdded | queue.NodeLabels | queue.PodClaims | queue.Volumes | queue.StorageClasses,
 	placement.PodTopologySpread: queue.NodeAdded | queue.NodeRemoved | queue.NodeLabels | queue.NodeTaints |
 		queue.PodPlaced | queue.PodGone | queue.PodLabels,
 	placement.InterPodAffinity: queue.NodeAdded | queue.NodeLabels |

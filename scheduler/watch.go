@@ -95,12 +95,12 @@ func (v *view) budgets(pod *v1.Pod) []*policyv1.PodDisruptionBudget {
 // watch feeds snapshot and queue from the view until the returned function is
 // called. It returns when both hold all that exists, or ctx has ended.
 func (l *loop) watch(ctx context.Context) (stop func(), err error) {
-	watches := []controller.Watch{
-		// Nodes and namespaces first: pods that wait are tried when all is known.
+	// Nodes and namespaces first: pods that wait are tried when all is known.
+	watches := append(l.volumeWatches(),
 		controller.On(l.view.nodes, l.nodeChanged),
 		controller.On(l.view.namespaces, l.namespaceChanged),
 		controller.On(l.view.pods, l.podChanged),
-	}
+	)
 	var undo []func()
 	stop = func() {
 		for _, fn := range undo {
@@ -182,6 +182,7 @@ func (l *loop) podChanged(old, cur *v1.Pod) {
 func (l *loop) podGone(pod *v1.Pod) {
 	l.queue.Remove(pod.UID)
 	delete(l.assumed, pod.UID)
+	l.releaseVolumes(pod.UID)
 	l.snapshot.Unnominate(pod.UID)
 	held := l.snapshot.PodNode(pod.UID) != ""
 	l.snapshot.RemovePod(pod.UID)
@@ -200,6 +201,7 @@ func (l *loop) podPlaced(old, cur *v1.Pod) {
 	}
 	was := l.snapshot.PodNode(cur.UID)
 	delete(l.assumed, cur.UID)
+	l.releaseVolumes(cur.UID)
 	l.snapshot.Unnominate(cur.UID)
 	l.snapshot.SetPod(cur, cur.Spec.NodeName)
 	if old == nil || old.Spec.NodeName == "" {

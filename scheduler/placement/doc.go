@@ -26,5 +26,11 @@
 // test/oracle runs upstream's plugins beside this package and lists in
 // accepted.md where they differ, and why.
 //
+// A pod with volume claims is also asked VolumeRestrictions, NodeVolumeLimits,
+// VolumeBinding and VolumeZone, over the claims, volumes, classes and CSI
+// objects in the snapshot. Volumes of cloud providers are not translated to
+// CSI, and one that is still attached and wanted again counts once (upstream
+// counts it twice).
+//
 // Only the scheduler package calls this package.
 package placement

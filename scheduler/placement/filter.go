@@ -24,7 +24,8 @@ type plan struct {
 	features  featureSet // that the node must have declared
 	spread    []hardConstraint
 	inter     interPod
-	whole     string // set: refused by all nodes for this reason
+	volumes   *volumePlan // nil: the pod has no volume that a node must be asked for
+	whole     string      // set: refused by all nodes for this reason
 	wholeBy   Filter
 }
 
@@ -76,6 +77,11 @@ func (s *Snapshot) newPlan(req *Request) *plan {
 			p.whole, p.wholeBy = reasonAffinityConflict, NodeAffinity
 			return p
 		}
+	}
+	var refusal *volumeRefusal
+	if p.volumes, refusal = s.newVolumePlan(pod, p.rules); refusal != nil {
+		p.whole, p.wholeBy = refusal.reason, refusal.by
+		return p
 	}
 	if p.asks(NodeDeclaredFeatures) {
 		p.features = featuresOf(pod)
@@ -183,6 +189,11 @@ func (p *plan) try(n *node) verdict {
 	}
 	if v := p.fits(n); !v.ok() {
 		return v
+	}
+	if p.volumes != nil {
+		if v := p.volumes.try(n); !v.ok() {
+			return v
+		}
 	}
 	if v := p.trySpread(n); !v.ok() {
 		return v

@@ -61,6 +61,7 @@ func (n *node) heldFor(p *plan) (before []*podInfo) {
 func (p *plan) arrive(infos []*podInfo, n *node, sign int64) {
 	for _, info := range infos {
 		n.sum(info, sign)
+		p.s.storage.use(info.pod, int(sign))
 		if sign > 0 {
 			n.pods = append(n.pods, info)
 		} else {

@@ -22,6 +22,7 @@ type Snapshot struct {
 	nominated  map[types.UID]*podInfo // pods that wait for evicted ones to go
 	counts     counterCache
 	slots      slotPool
+	storage    storage
 }
 
 // node is one node with the sums over its pods.
@@ -76,6 +77,7 @@ func NewSnapshot() *Snapshot {
 		lost:       map[string]bool{},
 		nominated:  map[types.UID]*podInfo{},
 		counts:     newCounterCache(),
+		storage:    newStorage(),
 	}
 }
 
@@ -218,6 +220,7 @@ func (s *Snapshot) attach(info *podInfo, n *node) {
 	}
 	s.pods[info.pod.UID] = info
 	s.counts.pod(info.pod, n.slot, 1)
+	s.storage.use(info.pod, 1)
 }
 
 func (s *Snapshot) detach(info *podInfo) {
@@ -237,6 +240,7 @@ func (s *Snapshot) detach(info *podInfo) {
 	}
 	delete(s.pods, info.pod.UID)
 	s.counts.pod(info.pod, n.slot, -1)
+	s.storage.use(info.pod, -1)
 }
 
 // sum adds sign times what a pod takes.

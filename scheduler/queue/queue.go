@@ -49,6 +49,10 @@ const (
 	PodLabels                         // a bound pod's labels changed, or it began to end
 	NamespaceLabels                   // a namespace's labels changed
 	Services                          // what pods are spread by changed
+	PodClaims                         // a volume claim of the pod is new or changed
+	Volumes                           // a volume is new, free, or somewhere else
+	StorageClasses                    // a storage class is new, or allows other places
+	CSI                               // a driver, its room on a node or its capacity, changed
 	Any             Event = 1<<iota - 1
 )
 
