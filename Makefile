@@ -179,7 +179,7 @@ generate: ## everything that is generated (needs clang-14, llvm-14, libbpf-dev)
 	go generate ./node/api/openapi
 
 drift: generate ## the committed files are what generate makes
-	git diff --exit-code -- datapath/bpf node/api/openapi/static
+	@changed=$$(git status --porcelain -- datapath/bpf node/api/openapi/static); [ -z "$$changed" ] || { echo "differs from what is committed:"; echo "$$changed"; git --no-pager diff --stat -- datapath/bpf; exit 1; }
 
 clean:
 	rm -rf bin out

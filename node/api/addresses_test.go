@@ -291,6 +291,31 @@ func TestServiceAddressRepair(t *testing.T) {
 	})
 }
 
+// A server that starts finds out which node ports are in use, also if the store's record of them is lost.
+func TestNodePortRepair(t *testing.T) {
+	ctx, k := t.Context(), admin(t)
+	ns := namespace(t, k)
+	node := func(name string) *corev1.Service {
+		return aService(name, func(s *corev1.ServiceSpec) { s.Type, s.Ports[0].NodePort = corev1.ServiceTypeNodePort, 31999 })
+	}
+	if _, err := k.CoreV1().Services(ns).Create(ctx, node("has"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := cluster.store.KV.Delete(ctx, "/registry/ranges/servicenodeports"); err != nil || n.Deleted != 1 {
+		t.Fatalf("%d records of node ports, %v", n.Deleted, err)
+	}
+	k = client(t, cluster.as(another(t, func(*Config) {}), "admin", "system:masters"))
+	if s, err := k.CoreV1().Services(ns).Create(ctx, node("wants"), metav1.CreateOptions{}); !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), "provided port is already allocated") {
+		t.Errorf("the port of another Service: %v, %+v", err, s)
+	}
+	if err := k.CoreV1().Services(ns).Delete(ctx, "has", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.CoreV1().Services(ns).Create(ctx, node("wants"), metav1.CreateOptions{}); err != nil {
+		t.Error(err)
+	}
+}
+
 // A range is added, used and removed: it stays until the last address of it is free.
 func TestServiceCIDR(t *testing.T) {
 	ctx, k := t.Context(), admin(t)

@@ -149,19 +149,7 @@ func TestAggregatedAPI(t *testing.T) {
 // echoed upgrades a connection through the aggregator and gives the user that the far end saw.
 func echoed(t *testing.T, s *running, ns, name string) string {
 	t.Helper()
-	cfg := cluster.as(s, "alice", "bolters")
-	crt, err := tls.X509KeyPair(cfg.CertData, cfg.KeyData)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(cluster.ca.Cert)
-	conn, err := tls.Dial("tcp", strings.TrimPrefix(cfg.Host, "https://"), &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{crt}, NextProtos: []string{"http/1.1"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	conn := dialTLS(t, cluster.as(s, "alice", "bolters"))
 	fmt.Fprintf(conn, "POST /apis/%s/namespaces/%s/bolts/%s/echo HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\nX-Remote-User: root\r\nContent-Length: 0\r\n\r\n", boltGV, ns, name)
 	r := bufio.NewReader(conn)
 	resp, err := http.ReadResponse(r, nil)

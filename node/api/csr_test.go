@@ -20,6 +20,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"skein.io/skein/gossip/identity"
 )
@@ -257,6 +258,46 @@ func TestLegacySigner(t *testing.T) {
 	for seconds, want := range map[int32]time.Duration{1: minCertLife, 3600: time.Hour, 1 << 30: maxCertLife} {
 		if got := certLife(&seconds); got != want {
 			t.Errorf("%d s: %s", seconds, got)
+		}
+	}
+}
+
+// Requests that nobody needs any more are cleared away when the leader begins, others stay.
+func TestOldRequestsGo(t *testing.T) {
+	k := admin(t)
+	api := k.CertificatesV1().CertificateSigningRequests()
+	const signer = "example.org/nobody"
+	for name, age := range map[string]time.Duration{"denied-long-ago": 2 * time.Hour, "denied-just-now": 0} {
+		request(t, k, name, signer, subject("x"), nil, certificatesv1.UsageClientAuth)
+		csr, err := api.Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		csr.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{Type: certificatesv1.CertificateDenied, Status: corev1.ConditionTrue, Reason: "Test",
+			LastUpdateTime: metav1.NewTime(time.Now().Add(-age))}}
+		if _, err := api.UpdateApproval(t.Context(), name, csr, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	request(t, k, "waits", signer, subject("x"), nil, certificatesv1.UsageClientAuth)
+	ca, err := newSigner(cluster.servers[0].cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	f := informers.NewSharedInformerFactory(k, 0)
+	wait := runCertificates(ctx, k, f, ca)
+	f.StartWithContext(ctx)
+	defer func() { cancel(); wait(); f.Shutdown() }()
+	eventually(t, func(ctx context.Context) error {
+		if _, err := api.Get(ctx, "denied-long-ago", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+			return fmt.Errorf("a request that was denied two hours ago is still there: %w", err)
+		}
+		return nil
+	})
+	for _, name := range []string{"denied-just-now", "waits"} {
+		if _, err := api.Get(t.Context(), name, metav1.GetOptions{}); err != nil {
+			t.Errorf("request %s: %v", name, err)
 		}
 	}
 }

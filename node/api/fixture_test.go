@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -71,6 +72,10 @@ var cluster *fixture
 func TestMain(m *testing.M) {
 	if bad := os.Getenv(badClientEnv); bad != "" {
 		runBadClient(bad)
+		return
+	}
+	if good := os.Getenv(goodClientEnv); good != "" {
+		runGoodClient(good)
 		return
 	}
 	// The testing package replaces os.Stderr when it runs (golang/go#33419), while the servers below log already.
@@ -235,6 +240,24 @@ func (f *fixture) as(s *running, user string, groups ...string) *restclient.Conf
 func (f *fixture) anonymous(s *running) *restclient.Config {
 	return &restclient.Config{Host: s.tls.URL, QPS: -1, UserAgent: "test", WarningHandler: restclient.NoWarnings{},
 		TLSClientConfig: restclient.TLSClientConfig{CAData: identity.EncodeCert(f.ca.Cert)}}
+}
+
+// dialTLS opens a connection as the client of a configuration, for what a library would not send.
+func dialTLS(t *testing.T, c *restclient.Config) *tls.Conn {
+	t.Helper()
+	crt, err := tls.X509KeyPair(c.CertData, c.KeyData)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(cluster.ca.Cert)
+	conn, err := tls.Dial("tcp", strings.TrimPrefix(c.Host, "https://"), &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{crt}, NextProtos: []string{"http/1.1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	return conn
 }
 
 func client(t *testing.T, c *restclient.Config) kubernetes.Interface {

@@ -260,19 +260,7 @@ func TestExecReachesTheAgent(t *testing.T) {
 		_, _ = io.Copy(conn, rw)
 	})))
 	bound(t, k, ns, "p", "exec-1", nil)
-	cfg := cluster.as(cluster.servers[0], "admin", "system:masters")
-	crt, err := tls.X509KeyPair(cfg.CertData, cfg.KeyData)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(cluster.ca.Cert)
-	conn, err := tls.Dial("tcp", strings.TrimPrefix(cfg.Host, "https://"), &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{crt}, NextProtos: []string{"http/1.1"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	conn := dialTLS(t, cluster.as(cluster.servers[0], "admin", "system:masters"))
 	fmt.Fprintf(conn, "POST /api/v1/namespaces/%s/pods/p/exec?command=ls&container=c&stdout=1 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\nContent-Length: 0\r\n\r\n", ns)
 	buf := make([]byte, 4096)
 	read, err := conn.Read(buf)

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"container/list"
 	"context"
 	"fmt"
 	"net"
@@ -41,40 +42,53 @@ const (
 	kindCount
 )
 
-// perProcessor is how many requests of a kind one user has under way for each processor. Lists leave half of the processors free.
+// perProcessor is how many requests of a kind one user has under way for each processor while nobody else asks for anything.
 var perProcessor = [kindCount]float64{reads: 4, writes: 8, lists: 0.5}
+
+// inCompany is the same while others do. A processor has to be without work now and then: only then does Go's runtime look for what has
+// come in from the network (else every 10 ms), and only then is a step of anybody else's request done at once.
+var inCompany = [kindCount]float64{reads: 0.5, writes: 2, lists: 0.5}
 
 const (
 	// maxWaiting is how many requests of a kind one user may have waiting for their turn.
 	maxWaiting = 1000
-	// maxTurn is how long a list keeps others of its user waiting: a client that reads slowly is not to block others of the same name.
+	// maxTurn is how long a request keeps others of its user waiting. What takes longer waits for something else than a processor, such as a client that
+	// reads slowly or a webhook.
 	maxTurn = 500 * time.Millisecond
 	// punish is how long a request is held that will be refused: a client that does not heed refusals would ask again at once.
 	punish = time.Second
+	// companyFor is for how long after a request of somebody else's a user is not alone.
+	companyFor = 5 * time.Second
 )
 
 // turns lets the requests of each user take turns.
 type turns struct {
 	utilflowcontrol.Interface
-	limit [kindCount]int
+	alone, shared [kindCount]int
 
-	mu    sync.Mutex // guards users
+	mu    sync.Mutex // guards the rest
 	users map[string]*line
+	// last are the two who asked last, the latest first: whoever asks, one of them is somebody else.
+	last [2]struct {
+		name string
+		at   time.Time
+	}
 }
 
 // line is one user's. It is forgotten when it is empty.
 type line struct {
-	refs  int // guarded by turns.mu
+	refs  int
 	kinds [kindCount]struct {
-		slots   chan struct{}
-		waiting atomic.Int32
+		busy    int       // turns under way or at rest
+		waiting list.List // of chan struct{}, closed when it is its turn
 	}
 }
 
 func newTurns(next utilflowcontrol.Interface) *turns {
 	t := &turns{Interface: next, users: map[string]*line{}}
-	for k, n := range perProcessor {
-		t.limit[k] = max(1, int(n*float64(runtime.GOMAXPROCS(0))))
+	for k := range kindCount {
+		t.alone[k] = max(1, int(perProcessor[k]*float64(runtime.GOMAXPROCS(0))))
+		t.shared[k] = max(1, int(inCompany[k]*float64(runtime.GOMAXPROCS(0))))
 	}
 	return t
 }
@@ -93,6 +107,11 @@ func kindOf(i *apirequest.RequestInfo) kind {
 func (t *turns) Handle(ctx context.Context, d utilflowcontrol.RequestDigest, note func(*flowcontrol.FlowSchema, *flowcontrol.PriorityLevelConfiguration, string),
 	work func() fcrequest.WorkEstimate, queue fq.QueueNoteFn, exec func()) {
 	if slices.Contains(d.User.GetGroups(), user.SystemPrivilegedGroup) || isProbe(d.RequestInfo) { // exempt, as there
+		if name := d.User.GetName(); name != user.APIServerUser { // this process always has something to ask
+			t.mu.Lock()
+			t.note(name, time.Now())
+			t.mu.Unlock()
+		}
 		t.Interface.Handle(ctx, d, note, work, queue, exec)
 		return
 	}
@@ -104,10 +123,8 @@ func (t *turns) Handle(ctx context.Context, d utilflowcontrol.RequestDigest, not
 		}
 	}
 	defer end()
-	if k == lists {
-		enough := time.AfterFunc(maxTurn, end)
-		defer enough.Stop()
-	}
+	enough := time.AfterFunc(maxTurn, end)
+	defer enough.Stop()
 	t.Interface.Handle(ctx, d, note, work, queue, exec)
 }
 
@@ -118,51 +135,110 @@ func isProbe(i *apirequest.RequestInfo) bool {
 
 // take waits for a turn; end gives it back, once. False: there was none in time.
 func (t *turns) take(ctx context.Context, name string, k kind) (end func(), ok bool) {
-	l := t.enter(name)
+	now := time.Now()
+	t.mu.Lock()
+	l := t.enter(name, now)
 	mine := &l.kinds[k]
-	give := sync.OnceFunc(func() {
-		<-mine.slots
-		t.leave(name, l)
-	})
-	select {
-	case mine.slots <- struct{}{}:
-		return give, true
-	default:
+	if mine.busy < t.limit(name, k, now) && mine.waiting.Len() == 0 {
+		mine.busy++
+		t.mu.Unlock()
+		return t.give(name, l, k, now), true
 	}
-	wait, crowd := ctx, mine.waiting.Add(1) > maxWaiting
-	defer mine.waiting.Add(-1)
+	turn := make(chan struct{})
+	place := mine.waiting.PushBack(turn)
+	crowd := mine.waiting.Len() > maxWaiting
+	t.mu.Unlock()
 	if crowd {
 		var cancel context.CancelFunc
-		wait, cancel = context.WithTimeout(ctx, punish)
+		ctx, cancel = context.WithTimeout(ctx, punish)
 		defer cancel()
 	}
 	select {
-	case mine.slots <- struct{}{}:
-		return give, true
-	case <-wait.Done():
-		t.leave(name, l)
-		return func() {}, false
+	case <-turn:
+		return t.give(name, l, k, time.Now()), true
+	case <-ctx.Done():
 	}
-}
-
-func (t *turns) enter(name string) *line {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	select {
+	case <-turn: // just now
+		return t.give(name, l, k, time.Now()), true
+	default:
+	}
+	mine.waiting.Remove(place)
+	t.leave(name, l)
+	return func() {}, false
+}
+
+// give makes the function that ends a turn. In company the next one of the same line begins as much later as this one took, so that one
+// user leaves half of the time to others; who has nobody in line does not notice.
+func (t *turns) give(name string, l *line, k kind, began time.Time) func() {
+	return sync.OnceFunc(func() {
+		now := time.Now()
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if l.kinds[k].waiting.Len() > 0 && t.company(name, now) {
+			time.AfterFunc(min(now.Sub(began), maxTurn), func() {
+				t.mu.Lock()
+				defer t.mu.Unlock()
+				t.next(name, l, k, time.Now())
+			})
+			return
+		}
+		t.next(name, l, k, now)
+	})
+}
+
+// next ends a turn and begins as many as there may be. The caller has the lock.
+func (t *turns) next(name string, l *line, k kind, now time.Time) {
+	mine := &l.kinds[k]
+	mine.busy--
+	for mine.busy < t.limit(name, k, now) && mine.waiting.Len() > 0 {
+		mine.busy++
+		close(mine.waiting.Remove(mine.waiting.Front()).(chan struct{}))
+	}
+	t.leave(name, l)
+}
+
+// limit is how many turns of a kind a user may have at once. The caller has the lock.
+func (t *turns) limit(name string, k kind, now time.Time) int {
+	if t.company(name, now) {
+		return t.shared[k]
+	}
+	return t.alone[k]
+}
+
+// company tells whether somebody else asked lately. The caller has the lock.
+func (t *turns) company(name string, now time.Time) bool {
+	other := t.last[0]
+	if other.name == name {
+		other = t.last[1]
+	}
+	return other.name != "" && now.Sub(other.at) < companyFor
+}
+
+// note remembers who asks. The caller has the lock.
+func (t *turns) note(name string, now time.Time) {
+	if t.last[0].name != name {
+		t.last[1] = t.last[0]
+	}
+	t.last[0].name, t.last[0].at = name, now
+}
+
+// enter gives a user's line. The caller has the lock.
+func (t *turns) enter(name string, now time.Time) *line {
+	t.note(name, now)
 	l := t.users[name]
 	if l == nil {
 		l = &line{}
-		for k := range l.kinds {
-			l.kinds[k].slots = make(chan struct{}, t.limit[k])
-		}
 		t.users[name] = l
 	}
 	l.refs++
 	return l
 }
 
+// leave gives it back. The caller has the lock.
 func (t *turns) leave(name string, l *line) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	if l.refs--; l.refs == 0 {
 		delete(t.users, name)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -34,7 +35,8 @@ func digest(name, verb string, groups ...string) utilflowcontrol.RequestDigest {
 func TestTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		turn := newTurns(everybody{})
-		turn.limit = [kindCount]int{reads: 4, writes: 8, lists: 1}
+		turn.alone = [kindCount]int{reads: 4, writes: 8, lists: 1}
+		turn.shared = turn.alone
 		ctx, cancel := context.WithCancel(context.Background())
 		hold := make(chan struct{})
 		running, done, refused := map[string]int{}, 0, 0
@@ -92,13 +94,13 @@ func TestTurns(t *testing.T) {
 		if running["slow list"]+running["slow watch"] != 1 {
 			t.Errorf("two lists at once: %v", running)
 		}
-		time.Sleep(maxTurn + time.Millisecond)
+		time.Sleep(2*maxTurn + time.Millisecond) // as long again: others are there
 		settle()
 		if running["slow list"] != 1 || running["slow watch"] != 1 {
 			t.Errorf("the second list still waits: %v", running)
 		}
 		// One too many is held, then refused; the same for who has no more time.
-		for range maxWaiting - 96 + 5 {
+		for range maxWaiting - 92 + 5 {
 			ask(ctx, "bad", "get")
 		}
 		settle()
@@ -122,8 +124,72 @@ func TestTurns(t *testing.T) {
 		cancel()
 		close(hold)
 		settle()
-		if want := 300 + 3 + 2 + maxWaiting - 96 + 5 + 1; done != want {
+		time.Sleep(maxTurn)
+		settle()
+		if want := 300 + 3 + 2 + maxWaiting - 92 + 5 + 1; done != want {
 			t.Errorf("%d ended of %d", done, want)
+		}
+		if len(turn.users) != 0 {
+			t.Errorf("%d users are remembered", len(turn.users))
+		}
+	})
+}
+
+// A user with a long line gets more turns while nobody else is there; in company each takes as long again to begin.
+func TestTurnsInCompany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const takes = 10 * time.Millisecond
+		turn := newTurns(everybody{})
+		turn.alone, turn.shared = [kindCount]int{4, 4, 4}, [kindCount]int{1, 1, 1}
+		var mu sync.Mutex // guards the rest
+		under, most, done := 0, 0, 0
+		ask := func(name string, groups ...string) {
+			turn.Handle(context.WithValue(t.Context(), verdictKey{}, &verdict{}), digest(name, "get", groups...), nil, nil, nil, func() {
+				mu.Lock()
+				under++
+				most = max(most, under)
+				mu.Unlock()
+				time.Sleep(takes)
+				mu.Lock()
+				under--
+				done++
+				mu.Unlock()
+			})
+		}
+		line := func(n int) (took time.Duration, atOnce int) {
+			most = 0
+			began := time.Now()
+			var wg sync.WaitGroup
+			for range n {
+				wg.Go(func() { ask("bad") })
+			}
+			wg.Wait()
+			return time.Since(began), most
+		}
+		if took, n := line(40); took != 10*takes || n != 4 {
+			t.Errorf("alone 40 requests took %s, %d at once", took, n)
+		}
+		ask("system:apiserver", user.SystemPrivilegedGroup) // nobody
+		if took, n := line(4); took != takes || n != 4 {
+			t.Errorf("beside this process itself 4 requests took %s, %d at once", took, n)
+		}
+		for _, who := range [][]string{{"good"}, {"root", user.SystemPrivilegedGroup}} {
+			ask(who[0], who[1:]...)
+			if took, n := line(10); took != (10+9)*takes || n != 1 { // the last one has nobody behind it
+				t.Errorf("beside %s 10 requests took %s, %d at once", who[0], took, n)
+			}
+			// One after the other is no line: nobody is slowed.
+			began := time.Now()
+			for range 10 {
+				ask("bad")
+			}
+			if took := time.Since(began); took != 10*takes {
+				t.Errorf("10 requests one after the other took %s", took)
+			}
+			time.Sleep(companyFor)
+			if took, n := line(40); took != 10*takes || n != 4 {
+				t.Errorf("alone again 40 requests took %s, %d at once", took, n)
+			}
 		}
 		if len(turn.users) != 0 {
 			t.Errorf("%d users are remembered", len(turn.users))

@@ -18,18 +18,19 @@ import (
 // and which are often half of an object. Of pods, it has no more than what
 // decides where they run and how they are: not how their containers are
 // started, nor the volumes that any node can make (see slim). So no controller may
-// update a pod from the view; what it changes it patches. The factory is not
-// started; it serves one leadership.
+// update a pod from the view; what it changes it patches. Pods share what is equal
+// in them. The factory is not started; it serves one leadership.
 func NewFactory(client kubernetes.Interface) informers.SharedInformerFactory {
-	return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(strip))
+	return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform((&shares{}).strip))
 }
 
-func strip(obj any) (any, error) {
+func (s *shares) strip(obj any) (any, error) {
 	if acc, err := meta.Accessor(obj); err == nil && acc.GetManagedFields() != nil {
 		acc.SetManagedFields(nil)
 	}
 	if pod, ok := obj.(*corev1.Pod); ok {
 		slim(pod)
+		s.share(pod)
 	}
 	return obj, nil
 }
@@ -54,6 +55,12 @@ func slim(pod *corev1.Pod) {
 		}
 	}
 	spec.Volumes = tied
+	for _, list := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+		for i := range list {
+			c := &list[i]
+			c.ImageID, c.ContainerID, c.VolumeMounts, c.User = "", "", nil, nil
+		}
+	}
 }
 
 // Names of the indexes that controllers share.

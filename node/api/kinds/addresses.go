@@ -29,7 +29,9 @@ type ipAddresses struct {
 	*ipaddressrest.REST
 	services rest.Getter
 
-	again chan struct{} // bounds wg
+	again chan struct{}      // bounds wg
+	life  context.Context    // of what wg waits for
+	end   context.CancelFunc // of life
 	wg    sync.WaitGroup
 }
 
@@ -48,7 +50,9 @@ func guardAddresses(core, networks *Group) error {
 		return fmt.Errorf("storages of services and ipaddresses are a %T and a %T, which this version of Skein does not know",
 			core.VersionedResourcesStorageMap["v1"]["services"], all["ipaddresses"])
 	}
-	all["ipaddresses"] = &ipAddresses{REST: addresses, services: services, again: make(chan struct{}, releases)}
+	guard := &ipAddresses{REST: addresses, services: services, again: make(chan struct{}, releases)}
+	guard.life, guard.end = context.WithCancel(context.Background())
+	all["ipaddresses"] = guard
 	return nil
 }
 
@@ -88,7 +92,12 @@ func (r *ipAddresses) later(ctx context.Context, ip *networking.IPAddress) {
 		defer func() { <-r.again }()
 		ctx, cancel := context.WithTimeout(ctx, 5*releaseAgain)
 		defer cancel()
-		time.Sleep(releaseAgain)
+		defer context.AfterFunc(r.life, cancel)()
+		select {
+		case <-time.After(releaseAgain):
+		case <-ctx.Done():
+			return // the server ends: the repair of another one finds it
+		}
 		_, _, _ = r.Delete(ctx, ip.Name, nil, &metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &ip.UID}})
 	})
 }
@@ -97,6 +106,7 @@ type secondTry struct{}
 
 // Destroy implements rest.Storage.
 func (r *ipAddresses) Destroy() {
+	r.end()
 	r.wg.Wait()
 	r.REST.Destroy()
 }

@@ -3,6 +3,7 @@ package fanout
 import (
 	"context"
 	"errors"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,6 +18,10 @@ const (
 	retryEvery = 200 * time.Millisecond
 	// progressWait is how long bookmarks that are due wait for the store to tell its revision.
 	progressWait = 100 * time.Millisecond
+	// rousedAtOnce is how many watchers are woken at once for each processor, and breath the pause after them: a thousand watchers with
+	// something to tell are a thousand goroutines in front of each step of anybody's request.
+	rousedAtOnce = 16
+	breath       = time.Millisecond
 )
 
 // hub watches all keys of a resource and hands each event to the watchers whom it may concern.
@@ -32,6 +37,8 @@ type hub struct {
 	history    []*event // the oldest first
 	kept       int      // bytes of history
 	scopes     map[string]*scope
+	asleep     []*watcher  // that have something to tell, and will be woken in this order
+	rousing    bool        // soon
 	due        *time.Timer // of the next bookmarks; nil when nobody wants any
 	dueAt      time.Time
 	ended      bool
@@ -242,13 +249,42 @@ func (h *hub) dispatch(e *event) {
 			}
 		}
 	}
+	h.rouse()
 	_ = objects // decoded objects stay until here, for the first who gets the event
 }
 
+// push queues an event for a watcher; rouse wakes it. The caller has the lock.
 func (h *hub) push(w *watcher, e *event) {
-	if !w.push(e) {
+	first, ok := w.push(e)
+	switch {
+	case !ok:
 		h.drop(w)
+	case first:
+		h.asleep = append(h.asleep, w)
 	}
+}
+
+// rouse wakes those who have something to tell, a few at a time. The caller has the lock.
+func (h *hub) rouse() {
+	if h.rousing {
+		return
+	}
+	n := min(len(h.asleep), rousedAtOnce*runtime.GOMAXPROCS(0))
+	for i, w := range h.asleep[:n] {
+		h.asleep[i] = nil
+		w.notify()
+	}
+	if h.asleep = h.asleep[n:]; len(h.asleep) == 0 {
+		h.asleep = nil
+		return
+	}
+	h.rousing = true
+	time.AfterFunc(breath, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.rousing = false
+		h.rouse()
+	})
 }
 
 func (h *hub) remember(e *event) {
@@ -276,9 +312,13 @@ func (h *hub) subscribe(w *watcher, after int64) (ok, alive bool) {
 	}
 	w.after = after
 	for _, e := range h.history {
-		if e.rev > after && w.covers(e.key) && !w.push(e) {
+		if e.rev <= after || !w.covers(e.key) {
+			continue
+		}
+		if _, ok := w.push(e); !ok {
 			return true, true // it has been ended
 		}
+		w.notify()
 	}
 	s := h.scopes[w.key]
 	if s == nil {
@@ -391,13 +431,11 @@ func (h *hub) bookmark(now time.Time) {
 			continue
 		}
 		if w.nextBookmark.Before(soon) {
-			if !w.push(&event{bookmark: true, rev: max(h.pos, w.after)}) {
-				h.drop(w)
-				continue
-			}
+			h.push(w, &event{bookmark: true, rev: max(h.pos, w.after)})
 			h.schedule(w, now)
 			continue
 		}
 		h.wake(w.nextBookmark, now)
 	}
+	h.rouse()
 }

@@ -76,22 +76,21 @@ func (w *watcher) covers(key string) bool {
 	return key == w.key || strings.HasSuffix(w.key, "/") && strings.HasPrefix(key, w.key)
 }
 
-// push queues an event; false when the watcher is so far behind that it ends.
-func (w *watcher) push(e *event) bool {
+// push queues an event; first = there was none, so the watcher has to be woken. ok = false when it is so far behind that it ends.
+func (w *watcher) push(e *event) (first, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
 	case w.over:
-		return false
+		return false, false
 	case len(w.queue) >= maxBehind:
 		w.over, w.queue = true, nil
 		w.f.cfg.Logger.Info("a watch ends: its client does not read", "resource", w.f.cfg.Resource, "key", w.key, "behind", maxBehind)
 		w.notify()
-		return false
+		return false, false
 	}
 	w.queue = append(w.queue, e)
-	w.notify()
-	return true
+	return len(w.queue) == 1, true
 }
 
 // finish ends the watcher when it has told what is queued.
