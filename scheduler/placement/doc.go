@@ -10,7 +10,15 @@
 // concurrently with another. Its sums (requested resources, used ports,
 // image spread, pods counted per selector) are kept incrementally, so that a
 // change costs what it touches and a decision costs one pass over the nodes.
-// Objects handed in are kept by reference and never written to.
+// What a node alone answers to pods of one specification is remembered until
+// the node changes (see class), and where pods are that others care for is
+// counted as pods come and go (see counter and termGroup), so that this pass
+// is over arrays. No decision depends on what is remembered. Objects handed in
+// are kept by reference and never written to.
+//
+// A rule that looks at one node and its pods alone belongs to tryAlone or
+// absoluteScores, and every change of what it reads must touch the node; all
+// other rules belong to tryTogether and score.
 //
 // # Rules
 //

@@ -29,10 +29,10 @@ func featuresOf(pod *v1.Pod) featureSet {
 }
 
 func (p *plan) tryFeatures(n *node) verdict {
-	if p.features.IsEmpty() {
+	if p.class.features.IsEmpty() {
 		return verdict{}
 	}
-	if has, err := p.features.IsSubset(n.features); err != nil || !has {
+	if has, err := p.class.features.IsSubset(n.features); err != nil || !has {
 		return refused(NodeDeclaredFeatures, reasonFeatures)
 	}
 	return verdict{}

@@ -1,12 +1,8 @@
 package placement
 
 import (
-	"cmp"
-	"slices"
-
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 )
 
 // plan is one pod made ready to be tried on every node of one snapshot.
@@ -16,15 +12,12 @@ type plan struct {
 	pod       *v1.Pod
 	peers     labels.Selector // of the request
 	info      *podInfo
-	namespace labels.Set      // labels of the pod's namespace
-	onlyNodes map[string]bool // nil: any; from affinity to metadata.name
-	affinity  nodeaffinity.RequiredNodeAffinity
-	anyNode   bool // the affinity and the node selector are empty
-	scalars   []scalarWant
-	features  featureSet // that the node must have declared
+	class     *class
+	namespace labels.Set // labels of the pod's namespace
 	spread    []hardConstraint
 	inter     interPod
 	volumes   *volumePlan // nil: the pod has no volume that a node must be asked for
+	mark      int         // of the snapshot's buffers
 	whole     string      // set: refused by all nodes for this reason
 	wholeBy   Filter
 }
@@ -51,42 +44,32 @@ func refusedForNow(by Filter, reason string) verdict {
 	return verdict{by: by, reason: reason, evictOK: true}
 }
 
-// newPlan prepares everything that does not depend on the single node.
+// newPlan prepares everything that does not depend on the single node. There
+// is one plan of a snapshot at a time; end ends it.
 func (s *Snapshot) newPlan(req *Request) *plan {
 	pod := req.Pod
-	p := &plan{
-		s: s, rules: req.Profile, pod: pod, peers: req.Peers,
-		namespace: s.namespaces[pod.Namespace], affinity: nodeaffinity.GetRequiredNodeAffinity(pod), anyNode: noNodeAffinity(pod),
-	}
+	p := &plan{s: s, rules: req.Profile, pod: pod, peers: req.Peers, namespace: s.namespaces[pod.Namespace], mark: s.buffers.mark()}
 	if p.rules == nil {
 		p.rules = defaultProfile
 	}
-	var err error
-	if p.info, err = newPodInfo(pod, false); err != nil {
-		p.whole, p.wholeBy = "parsing pod: "+err.Error(), InterPodAffinity
+	p.class = s.classOf(pod, p.rules)
+	info := p.class.info
+	info.pod, p.info = pod, &info
+	if p.class.invalid != nil {
+		p.whole, p.wholeBy = "parsing pod: "+p.class.invalid.Error(), InterPodAffinity
 		return p
 	}
-	for name, n := range p.info.request.Scalars {
-		if !p.rules.ignores(name) {
-			p.scalars = append(p.scalars, scalarWant{name: name, want: n, reason: insufficient + string(name)})
-		}
-	}
-	slices.SortFunc(p.scalars, func(a, b scalarWant) int { return cmp.Compare(a.name, b.name) })
-	if p.asks(NodeAffinity) {
-		if p.onlyNodes = nodesByName(pod); p.onlyNodes != nil && len(p.onlyNodes) == 0 {
-			p.whole, p.wholeBy = reasonAffinityConflict, NodeAffinity
-			return p
-		}
+	if p.class.onlyNodes != nil && len(p.class.onlyNodes) == 0 {
+		p.whole, p.wholeBy = reasonAffinityConflict, NodeAffinity
+		return p
 	}
 	var refusal *volumeRefusal
 	if p.volumes, refusal = s.newVolumePlan(pod, p.rules); refusal != nil {
 		p.whole, p.wholeBy = refusal.reason, refusal.by
 		return p
 	}
-	if p.asks(NodeDeclaredFeatures) {
-		p.features = featuresOf(pod)
-	}
 	if p.asks(PodTopologySpread) {
+		var err error
 		if p.spread, err = p.newHardConstraints(); err != nil {
 			p.whole, p.wholeBy = "obtaining pod's hard topology spread constraints: "+err.Error(), PodTopologySpread
 			return p
@@ -97,6 +80,9 @@ func (s *Snapshot) newPlan(req *Request) *plan {
 	}
 	return p
 }
+
+// end gives back what the plan has borrowed.
+func (p *plan) end() { p.s.buffers.release(p.mark) }
 
 // asks reports whether the profile has the filter on.
 func (p *plan) asks(f Filter) bool { return !p.rules.Off[f] }
@@ -150,27 +136,38 @@ func namesOfTerm(term *v1.NodeSelectorTerm) map[string]bool {
 // consider asks all filters about a node. Pods nominated to it that go before
 // this one are first taken to be there already, as they soon will be; but as
 // they may also end elsewhere, the node must do without them, too.
-func (p *plan) consider(n *node) verdict {
-	if len(n.nominated) == 0 {
-		return p.try(n)
+func (p *plan) consider(n *node) (answer, verdict) {
+	if len(n.nominated) > 0 {
+		if before := n.heldFor(p); len(before) > 0 {
+			p.arrive(before, n, 1)
+			v := p.try(n)
+			p.arrive(before, n, -1)
+			if !v.ok() {
+				return answer{}, v
+			}
+		}
 	}
-	before := n.heldFor(p)
-	if len(before) == 0 {
-		return p.try(n)
+	a := p.answer(n)
+	if a.refusal != 0 {
+		return a, p.verdict(n, a)
 	}
-	p.arrive(before, n, 1)
-	v := p.try(n)
-	p.arrive(before, n, -1)
-	if v.ok() {
-		v = p.try(n)
-	}
-	return v
+	return a, p.tryTogether(n)
 }
 
 // try asks all filters in their order; the first refusal counts.
 func (p *plan) try(n *node) verdict {
-	if p.onlyNodes != nil && !p.onlyNodes[n.name] {
-		return refused(NodeAffinity, "node(s) didn't satisfy plugin(s) [NodeAffinity]")
+	if v := p.tryAlone(n); !v.ok() {
+		return v
+	}
+	return p.tryTogether(n)
+}
+
+// tryAlone asks the first filters, which look at the node and the pods on it
+// only. What they read of the pod must be in the key of its class, and every
+// change of what they read of the node must touch it.
+func (p *plan) tryAlone(n *node) verdict {
+	if p.class.onlyNodes != nil && !p.class.onlyNodes[n.name] {
+		return refused(NodeAffinity, reasonOtherNode)
 	}
 	if n.obj.Spec.Unschedulable && p.asks(NodeUnschedulable) && !tolerates(p.pod.Spec.Tolerations, &unschedulableTaint) {
 		return refused(NodeUnschedulable, reasonUnschedulable)
@@ -187,9 +184,12 @@ func (p *plan) try(n *node) verdict {
 	if len(p.info.ports) > 0 && p.asks(NodePorts) && !p.portsFree(n) {
 		return refusedForNow(NodePorts, reasonPorts)
 	}
-	if v := p.fits(n); !v.ok() {
-		return v
-	}
+	return p.fits(n)
+}
+
+// tryTogether asks the filters that come after those: they look beyond the
+// node.
+func (p *plan) tryTogether(n *node) verdict {
 	if p.volumes != nil {
 		if v := p.volumes.try(n); !v.ok() {
 			return v
@@ -207,7 +207,7 @@ func (p *plan) try(n *node) verdict {
 // tryAffinity asks for what the profile demands of every node, then for what
 // the pod does. A selector that cannot be parsed matches no node, as upstream.
 func (p *plan) tryAffinity(n *node) verdict {
-	if p.anyNode && p.rules.addedRequired == nil || !p.asks(NodeAffinity) {
+	if p.class.anyNode && p.rules.addedRequired == nil || !p.asks(NodeAffinity) {
 		return verdict{}
 	}
 	if p.rules.addedRequired != nil && !p.rules.addedRequired.Match(n.obj) {
@@ -220,10 +220,10 @@ func (p *plan) tryAffinity(n *node) verdict {
 }
 
 func (p *plan) affinityMatches(n *node) bool {
-	if p.anyNode {
+	if p.class.anyNode {
 		return true
 	}
-	match, err := p.affinity.Match(n.obj)
+	match, err := p.class.affinity.Match(n.obj)
 	return err == nil && match
 }
 
@@ -290,7 +290,7 @@ func (p *plan) fits(n *node) verdict {
 	r := &p.info.request
 	tooMany := int64(len(n.pods))+1 > n.allocPods
 	if !tooMany && r.MilliCPU <= max(n.alloc.MilliCPU-n.used.MilliCPU, 0) && r.Memory <= max(n.alloc.Memory-n.used.Memory, 0) &&
-		r.EphemeralStorage <= max(n.alloc.EphemeralStorage-n.used.EphemeralStorage, 0) && len(p.scalars) == 0 || !p.asks(NodeResourcesFit) {
+		r.EphemeralStorage <= max(n.alloc.EphemeralStorage-n.used.EphemeralStorage, 0) && len(p.class.scalars) == 0 || !p.asks(NodeResourcesFit) {
 		return verdict{}
 	}
 	v := verdict{by: NodeResourcesFit, evictOK: true}
@@ -313,7 +313,7 @@ func (p *plan) fits(n *node) verdict {
 	check(r.MilliCPU, n.used.MilliCPU, n.alloc.MilliCPU, reasonCPU)
 	check(r.Memory, n.used.Memory, n.alloc.Memory, reasonMemory)
 	check(r.EphemeralStorage, n.used.EphemeralStorage, n.alloc.EphemeralStorage, reasonStorage)
-	for _, s := range p.scalars {
+	for _, s := range p.class.scalars {
 		check(s.want, n.used.Scalars[s.name], n.alloc.Scalars[s.name], s.reason)
 	}
 	return v

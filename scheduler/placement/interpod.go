@@ -7,33 +7,55 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// domainCounts holds a number for each domain: by the key of the node label
-// that makes domains, then by its value. A domain whose number is zero is
-// absent.
-type domainCounts map[string]map[string]int64
+// domainCounts is a number for each domain of a topology.
+type domainCounts struct {
+	topology *topology
+	counts   []int64
+}
 
-// add changes the number of the domain that the node is in.
-func (d domainCounts) add(n *node, key string, delta int64) {
-	value, ok := n.obj.Labels[key]
-	if !ok || delta == 0 {
-		return
+// at returns the number of the node's domain; false if it is in none.
+func (d *domainCounts) at(n *node) (int64, bool) {
+	if id := d.topology.of(n.slot); id != noDomain {
+		return d.counts[id], true
 	}
-	values := d[key]
-	if values == nil {
-		values = map[string]int64{}
-		d[key] = values
+	return 0, false
+}
+
+// add changes the number of the domain that the node is in, and reports
+// whether it is in one.
+func (d *domainCounts) add(n *node, delta int64) bool {
+	id := d.topology.of(n.slot)
+	if id != noDomain {
+		d.counts[id] += delta
 	}
-	if values[value] += delta; values[value] == 0 {
-		if delete(values, value); len(values) == 0 {
-			delete(d, key)
+	return id != noDomain
+}
+
+// newDomainCounts makes zeroes; they are the plan's until it ends.
+func (p *plan) newDomainCounts(key string) domainCounts {
+	t := p.s.topology(key)
+	return domainCounts{t, p.s.buffers.zeroed(len(t.ids))}
+}
+
+// domainSums are numbers for the domains of some topologies.
+type domainSums []domainCounts
+
+// of returns the numbers of the topology with that key, zeroes if there were
+// none. They are valid until the next call.
+func (p *plan) of(sums *domainSums, key string) *domainCounts {
+	for i := range *sums {
+		if (*sums)[i].topology.key == key {
+			return &(*sums)[i]
 		}
 	}
+	*sums = append(*sums, p.newDomainCounts(key))
+	return &(*sums)[len(*sums)-1]
 }
 
 // any reports whether the node is in a domain with a number above zero.
-func (d domainCounts) any(n *node) bool {
-	for key, values := range d {
-		if value, ok := n.obj.Labels[key]; ok && values[value] > 0 {
+func (d domainSums) any(n *node) bool {
+	for i := range d {
+		if pods, _ := d[i].at(n); pods > 0 {
 			return true
 		}
 	}
@@ -42,57 +64,37 @@ func (d domainCounts) any(n *node) bool {
 
 // interPod says where pods are that attract or repel the planned one.
 type interPod struct {
-	existingAnti domainCounts // pods there do not want it
-	affinity     domainCounts // pods that it needs (each matches all its terms)
-	anti         domainCounts // pods that it does not want
-	selfMatch    bool         // it matches all its own affinity terms
+	existingAnti domainSums // pods there do not want it
+	affinity     domainSums // pods that it needs (each matches all its terms); parallel to the terms
+	anti         domainSums // pods that it does not want; parallel to the terms
+	needed       int64      // sum of affinity
+	selfMatch    bool       // it matches all its own affinity terms
 }
 
 func (p *plan) newInterPod() interPod {
-	ip := interPod{existingAnti: domainCounts{}}
-	for _, n := range p.s.order {
-		for _, existing := range n.antiAffine {
-			p.countAnti(ip.existingAnti, existing, n, 1)
+	var ip interPod
+	p.s.groups.each(p.pod, p.namespace, func(g *termGroup) {
+		if g.kind == repels {
+			d := p.of(&ip.existingAnti, g.term.topologyKey)
+			sumDomains(g.perSlot, d.topology, 1, d.counts)
 		}
-	}
+	})
 	terms := &p.info.terms
-	if len(terms.required) == 0 && len(terms.requiredAnti) == 0 {
-		return ip
-	}
-	ip.affinity, ip.anti = domainCounts{}, domainCounts{}
-	for _, n := range p.s.order {
-		for _, existing := range n.pods {
-			p.countOwn(&ip, existing.pod, n, 1)
-		}
-	}
-	ip.selfMatch = matchesAll(terms.required, p.pod, p.namespace)
-	return ip
-}
-
-// countAnti counts the required anti-affinity of a pod on node n against the
-// planned one.
-func (p *plan) countAnti(counts domainCounts, existing *podInfo, n *node, delta int64) {
-	for i := range existing.terms.requiredAnti {
-		t := &existing.terms.requiredAnti[i]
-		if t.matches(p.pod, p.namespace) {
-			counts.add(n, t.topologyKey, delta)
-		}
-	}
-}
-
-// countOwn counts a pod on node n for the planned one's required terms.
-func (p *plan) countOwn(ip *interPod, existing *v1.Pod, n *node, delta int64) {
-	terms, ns := &p.info.terms, p.s.namespaces[existing.Namespace]
-	if matchesAll(terms.required, existing, ns) {
+	if len(terms.required) > 0 {
+		there := p.s.termCounter(terms.required)
 		for i := range terms.required {
-			ip.affinity.add(n, terms.required[i].topologyKey, delta)
+			d := p.newDomainCounts(terms.required[i].topologyKey)
+			ip.needed += sumDomains(there.perSlot, d.topology, 1, d.counts)
+			ip.affinity = append(ip.affinity, d)
 		}
+		ip.selfMatch = matchesAll(terms.required, p.pod, p.namespace)
 	}
 	for i := range terms.requiredAnti {
-		if terms.requiredAnti[i].matches(existing, ns) {
-			ip.anti.add(n, terms.requiredAnti[i].topologyKey, delta)
-		}
+		d := p.newDomainCounts(terms.requiredAnti[i].topologyKey)
+		sumDomains(p.s.termCounter(terms.requiredAnti[i:i+1]).perSlot, d.topology, 1, d.counts)
+		ip.anti = append(ip.anti, d)
 	}
+	return ip
 }
 
 // interTrial counts a pod in, or out, on the node on trial.
@@ -100,9 +102,23 @@ func (p *plan) interTrial(info *podInfo, n *node, delta int64) {
 	if !p.asks(InterPodAffinity) {
 		return
 	}
-	p.countAnti(p.inter.existingAnti, info, n, delta)
-	if p.inter.affinity != nil {
-		p.countOwn(&p.inter, info.pod, n, delta)
+	for i := range info.terms.requiredAnti {
+		if t := &info.terms.requiredAnti[i]; t.matches(p.pod, p.namespace) {
+			p.of(&p.inter.existingAnti, t.topologyKey).add(n, delta)
+		}
+	}
+	terms, ns := &p.info.terms, p.s.namespaces[info.pod.Namespace]
+	if matchesAll(terms.required, info.pod, ns) {
+		for i := range p.inter.affinity {
+			if p.inter.affinity[i].add(n, delta) {
+				p.inter.needed += delta
+			}
+		}
+	}
+	for i := range p.inter.anti {
+		if terms.requiredAnti[i].matches(info.pod, ns) {
+			p.inter.anti[i].add(n, delta)
+		}
 	}
 }
 
@@ -118,7 +134,7 @@ func matchesAll(terms []affinityTerm, pod *v1.Pod, namespace labels.Set) bool {
 // tryInterPod applies the required terms: the pod's own, then those of the
 // pods that are there.
 func (p *plan) tryInterPod(n *node) verdict {
-	if len(p.info.terms.required) > 0 && p.asks(InterPodAffinity) && !p.affinityMet(n) {
+	if len(p.inter.affinity) > 0 && !p.affinityMet(n) {
 		return refused(InterPodAffinity, reasonPodAffinity)
 	}
 	if p.inter.anti.any(n) {
@@ -135,46 +151,33 @@ func (p *plan) tryInterPod(n *node) verdict {
 // only itself: it may go to any node that has the domains.
 func (p *plan) affinityMet(n *node) bool {
 	there := true
-	for i := range p.info.terms.required {
-		key := p.info.terms.required[i].topologyKey
-		value, ok := n.obj.Labels[key]
+	for i := range p.inter.affinity {
+		pods, ok := p.inter.affinity[i].at(n)
 		if !ok {
 			return false
 		}
-		there = there && p.inter.affinity[key][value] > 0
+		there = there && pods > 0
 	}
-	return there || len(p.inter.affinity) == 0 && p.inter.selfMatch
+	return there || p.inter.needed == 0 && p.inter.selfMatch
 }
 
 // interPodScores adds up, per domain, the weights of the soft terms between
 // the planned pod and those that are there, in both directions.
-func (p *plan) interPodScores(feasible []*node, scores []int64) bool {
+func (p *plan) interPodScores(found []option, scores []int64) bool {
 	own := &p.info.terms
-	hasOwn := len(own.preferred)+len(own.preferredAnti) > 0
-	if p.rules.IgnorePreferredTermsOfExistingPods && !hasOwn {
+	if p.rules.IgnorePreferredTermsOfExistingPods && len(own.preferred)+len(own.preferredAnti) == 0 {
 		return false
 	}
-	domains := domainCounts{}
-	for _, n := range p.s.order {
-		if hasOwn {
-			for _, existing := range n.pods {
-				p.ownWishes(domains, existing.pod, n)
-			}
-		}
-		for _, existing := range n.affine {
-			p.theirWishes(domains, &existing.terms, n)
-		}
-	}
-	if len(domains) == 0 {
+	sums := p.wishes()
+	if len(sums) == 0 {
 		return false
 	}
 	lowest, highest := int64(math.MaxInt64), int64(math.MinInt64)
-	for i, n := range feasible {
+	for i := range found {
 		scores[i] = 0
-		for key, values := range domains {
-			if value, ok := n.obj.Labels[key]; ok {
-				scores[i] += values[value]
-			}
+		for k := range sums {
+			weight, _ := sums[k].at(found[i].node)
+			scores[i] += weight
 		}
 		lowest, highest = min(lowest, scores[i]), max(highest, scores[i])
 	}
@@ -188,37 +191,31 @@ func (p *plan) interPodScores(feasible []*node, scores []int64) bool {
 	return true
 }
 
-// ownWishes adds what the planned pod would like of a pod on node n.
-func (p *plan) ownWishes(domains domainCounts, existing *v1.Pod, n *node) {
-	own, ns := &p.info.terms, p.s.namespaces[existing.Namespace]
-	for i := range own.preferred {
-		if t := &own.preferred[i]; t.matches(existing, ns) {
-			domains.add(n, t.topologyKey, t.weight)
+// wishes sums what the pods that are there would like of the planned one, and
+// it of them. Having required to be near one like it is a wish, too.
+func (p *plan) wishes() (sums domainSums) {
+	add := func(perSlot []int32, key string, weight int64) {
+		if weight != 0 {
+			d := p.of(&sums, key)
+			sumDomains(perSlot, d.topology, weight, d.counts)
 		}
+	}
+	p.s.groups.each(p.pod, p.namespace, func(g *termGroup) {
+		switch g.kind {
+		case needs:
+			add(g.perSlot, g.term.topologyKey, int64(p.rules.HardPodAffinityWeight))
+		case likes:
+			add(g.perSlot, g.term.topologyKey, g.term.weight)
+		case dislikes:
+			add(g.perSlot, g.term.topologyKey, -g.term.weight)
+		}
+	})
+	own := &p.info.terms
+	for i := range own.preferred {
+		add(p.s.termCounter(own.preferred[i:i+1]).perSlot, own.preferred[i].topologyKey, own.preferred[i].weight)
 	}
 	for i := range own.preferredAnti {
-		if t := &own.preferredAnti[i]; t.matches(existing, ns) {
-			domains.add(n, t.topologyKey, -t.weight)
-		}
+		add(p.s.termCounter(own.preferredAnti[i:i+1]).perSlot, own.preferredAnti[i].topologyKey, -own.preferredAnti[i].weight)
 	}
-}
-
-// theirWishes adds what a pod on node n, with the given terms, would like of
-// the planned one. Having required to be near one like it is a wish, too.
-func (p *plan) theirWishes(domains domainCounts, theirs *podTerms, n *node) {
-	for i := range theirs.required {
-		if t := &theirs.required[i]; t.matches(p.pod, p.namespace) {
-			domains.add(n, t.topologyKey, int64(p.rules.HardPodAffinityWeight))
-		}
-	}
-	for i := range theirs.preferred {
-		if t := &theirs.preferred[i]; t.matches(p.pod, p.namespace) {
-			domains.add(n, t.topologyKey, t.weight)
-		}
-	}
-	for i := range theirs.preferredAnti {
-		if t := &theirs.preferredAnti[i]; t.matches(p.pod, p.namespace) {
-			domains.add(n, t.topologyKey, -t.weight)
-		}
-	}
+	return sums
 }

@@ -1,7 +1,10 @@
 package placement
 
 import (
+	"maps"
+	"math"
 	"math/rand/v2"
+	"slices"
 
 	v1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
@@ -40,6 +43,7 @@ type Decision struct {
 // API server's validation excludes.
 func (s *Snapshot) Place(req Request, rnd *rand.Rand) (Decision, error) {
 	p := s.newPlan(&req)
+	defer p.end()
 	if p.whole != "" {
 		return Decision{Refusal: &Refusal{
 			Nodes: len(s.order), Whole: p.whole, Filters: map[Filter]bool{p.wholeBy: true},
@@ -48,46 +52,84 @@ func (s *Snapshot) Place(req Request, rnd *rand.Rand) (Decision, error) {
 	}
 	// Room was made for the pod on its nominated node: that goes first.
 	if n := s.nodes[req.Pod.Status.NominatedNodeName]; n != nil && n.obj != nil {
-		if v := p.consider(n); v.ok() {
+		if _, v := p.consider(n); v.ok() {
 			return Decision{Node: n.name, Feasible: 1}, nil
 		}
 	}
-	feasible := make([]*node, 0, len(s.order))
-	for _, n := range s.order {
-		if v := p.consider(n); v.ok() {
-			feasible = append(feasible, n)
-		}
-	}
-	switch len(feasible) {
+	found := p.feasible()
+	defer p.keep(found)
+	switch len(found) {
 	case 0:
 		refusal, candidates := p.refusal()
 		preempt := p.preempt(candidates, req.Budgets, refusal, rnd)
 		return Decision{Refusal: refusal, Preempt: preempt}, nil
 	case 1:
-		return Decision{Node: feasible[0].name, Feasible: 1}, nil
+		return Decision{Node: found[0].node.name, Feasible: 1}, nil
 	}
-	scores, err := p.score(feasible)
+	totals, err := p.score(found, nil)
 	if err != nil {
 		return Decision{}, err
 	}
-	return Decision{Node: feasible[best(scores, rnd)].name, Feasible: len(feasible)}, nil
+	return Decision{Node: found[best(totals, rnd)].node.name, Feasible: len(found)}, nil
 }
 
-// best returns the index of the highest total, drawn fairly among equals.
-func best(scores []Scores, rnd *rand.Rand) int {
-	at, top, equals := 0, int64(-1), 0
-	for i := range scores {
-		switch total := scores[i].Total(); {
-		case total > top:
-			at, top, equals = i, total, 1
-		case total == top:
-			equals++
-			if rnd.IntN(equals) == 0 {
-				at = i
-			}
+// option is a node that can take the pod, with what it answered.
+type option struct {
+	node *node
+	answer
+}
+
+// feasible returns the nodes that can take the pod, in the order of their
+// names.
+func (p *plan) feasible() []option {
+	found := p.s.options[:0]
+	try := func(n *node) {
+		if a, v := p.consider(n); v.ok() {
+			found = append(found, option{n, a})
 		}
 	}
-	return at
+	if p.class.onlyNodes == nil {
+		for _, n := range p.s.order {
+			try(n)
+		}
+		return found
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.class.onlyNodes)) {
+		if n := p.s.nodes[name]; n != nil && n.obj != nil {
+			try(n)
+		}
+	}
+	return found
+}
+
+// keep lets the next plan use the memory again.
+func (p *plan) keep(found []option) { p.s.options = found[:0] }
+
+// best returns the index of the highest total, drawn fairly among equals.
+func best(totals []int64, rnd *rand.Rand) int {
+	top, equals := int64(math.MinInt64), 0
+	for _, total := range totals {
+		switch {
+		case total > top:
+			top, equals = total, 1
+		case total == top:
+			equals++
+		}
+	}
+	skip := 0
+	if equals > 1 {
+		skip = rnd.IntN(equals)
+	}
+	for i, total := range totals {
+		if total != top {
+			continue
+		}
+		if skip == 0 {
+			return i
+		}
+		skip--
+	}
+	panic("placement: the best of no nodes")
 }
 
 // refusal asks all nodes once more, now for the reasons: the pass that finds
@@ -96,21 +138,34 @@ func best(scores []Scores, rnd *rand.Rand) int {
 func (p *plan) refusal() (*Refusal, []*node) {
 	r := &Refusal{Nodes: len(p.s.order), Reasons: map[string]int{}, Filters: map[Filter]bool{}}
 	var candidates []*node
+	same := make([]int, maxRefusals+1) // nodes with that answer
 	for _, n := range p.s.order {
-		v := p.consider(n)
-		v.countIn(r.Reasons)
-		r.Filters[v.by] = true
+		a, v := p.consider(n)
 		if v.evictOK {
 			candidates = append(candidates, n)
+		}
+		if 0 < a.refusal && a.refusal <= maxRefusals {
+			same[a.refusal]++
+			continue
+		}
+		v.countIn(r.Reasons, 1)
+		r.Filters[v.by] = true
+	}
+	for i, nodes := range same {
+		if nodes > 0 {
+			v := &p.class.refusals[i-1]
+			v.countIn(r.Reasons, nodes)
+			r.Filters[v.by] = true
 		}
 	}
 	return r, candidates
 }
 
-func (v *verdict) countIn(reasons map[string]int) {
-	reasons[v.reason]++
+// countIn counts the reasons of that many nodes.
+func (v *verdict) countIn(reasons map[string]int, nodes int) {
+	reasons[v.reason] += nodes
 	for _, more := range v.more {
-		reasons[more]++
+		reasons[more] += nodes
 	}
 }
 
@@ -126,25 +181,26 @@ type Explanation struct {
 // pod or how the node scores for it.
 func (s *Snapshot) Explain(req Request) ([]Explanation, error) {
 	p := s.newPlan(&req)
+	defer p.end()
 	out := make([]Explanation, 0, len(s.order))
-	var feasible []*node
+	var found []option
 	var at []int
 	for _, n := range s.order {
 		e := Explanation{Node: n.name}
 		if p.whole != "" {
 			e.Filter, e.Reasons = p.wholeBy, []string{p.whole}
-		} else if v := p.consider(n); v.ok() {
-			feasible, at = append(feasible, n), append(at, len(out))
+		} else if a, v := p.consider(n); v.ok() {
+			found, at = append(found, option{n, a}), append(at, len(out))
 		} else {
 			e.Filter, e.Reasons = v.by, append([]string{v.reason}, v.more...)
 		}
 		out = append(out, e)
 	}
-	scores, err := p.score(feasible)
-	if err != nil {
+	scores := make([]Scores, len(found))
+	if _, err := p.score(found, scores); err != nil {
 		return nil, err
 	}
-	for i := range feasible {
+	for i := range found {
 		out[at[i]].Scores = scores[i]
 	}
 	return out, nil

@@ -114,6 +114,10 @@ func (p *plan) preempt(candidates []*node, budgets []*policyv1.PodDisruptionBudg
 		refusal.Preemption, refusal.EvictionUnderWay = reasonPreemptWaiting, true
 		return nil
 	}
+	if n := len(candidates); n > 0 && !p.s.anyBelow(priority(p.pod)) {
+		refusal.Preemption = p.preemptionText(map[string]int{"": n, reasonPreemptNoVictims: n})
+		return nil
+	}
 	offset := 0
 	if len(candidates) > 0 {
 		offset = rnd.IntN(len(candidates))
@@ -152,12 +156,23 @@ func (p *plan) options(candidates []*node, budgets []*policyv1.PodDisruptionBudg
 // pods of lower priority would make room for a pod that fits nowhere.
 func (s *Snapshot) Preemptions(req Request) []*Preemption {
 	p := s.newPlan(&req)
+	defer p.end()
 	if p.whole != "" {
 		return nil
 	}
 	_, candidates := p.refusal()
 	found, _ := p.options(candidates, req.Budgets, 0, math.MaxInt)
 	return found
+}
+
+// anyBelow reports whether there is any pod of lower priority.
+func (s *Snapshot) anyBelow(priority int32) bool {
+	for p := range s.priorities {
+		if p < priority {
+			return true
+		}
+	}
+	return false
 }
 
 // evictionUnderWay reports whether pods that were evicted for this one are
@@ -194,9 +209,9 @@ func (p *plan) victimsOn(n *node, budgets []budget, tried map[string]int) *Preem
 	for _, info := range lower {
 		p.leave(info, n)
 	}
-	if v := p.consider(n); !v.ok() {
+	if _, v := p.consider(n); !v.ok() {
 		tried[""]++
-		v.countIn(tried)
+		v.countIn(tried, 1)
 		p.back(lower, n)
 		return nil
 	}
@@ -205,7 +220,7 @@ func (p *plan) victimsOn(n *node, budgets []budget, tried map[string]int) *Preem
 	breaking, free := splitByBudgets(lower, budgets)
 	for i, info := range slices.Concat(breaking, free) {
 		p.back([]*podInfo{info}, n)
-		if v := p.consider(n); !v.ok() {
+		if _, v := p.consider(n); !v.ok() {
 			p.leave(info, n)
 			victims = append(victims, info)
 			if i < len(breaking) {

@@ -39,6 +39,7 @@ const (
 	reasonUnschedulable    = "node(s) were unschedulable"
 	reasonNodeName         = "node(s) didn't match the requested node name"
 	reasonTaint            = "node(s) had untolerated taint(s)"
+	reasonOtherNode        = "node(s) didn't satisfy plugin(s) [NodeAffinity]"
 	reasonNodeAffinity     = "node(s) didn't match Pod's node affinity/selector"
 	reasonAddedAffinity    = "node(s) didn't match scheduler-enforced node affinity"
 	reasonAffinityConflict = "pod affinity terms conflict"

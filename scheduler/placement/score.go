@@ -1,9 +1,8 @@
 package placement
 
 import (
+	"math"
 	"strings"
-
-	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 )
 
 // maxScore is the best a node can get from one scoring rule.
@@ -19,47 +18,79 @@ func (s *Scores) Total() int64 {
 	return s.Taints + s.NodeAffinity + s.Spread + s.InterPod + s.Fit + s.Balanced + s.ImageLocality
 }
 
-// score ranks the feasible nodes; the result is parallel to them.
-func (p *plan) score(feasible []*node) ([]Scores, error) {
-	out := make([]Scores, len(feasible))
-	raw := make([]int64, len(feasible))
-	w := &p.rules.Weights
-	if w.Taints > 0 {
-		p.taintScores(feasible, raw)
-		for i := range out {
-			out[i].Taints = w.Taints * raw[i]
+// score returns the totals of the feasible nodes, parallel to them; if
+// details is not nil it is parallel to them, too, and gets the single scores.
+func (p *plan) score(found []option, details []Scores) ([]int64, error) {
+	totals, raw := p.s.buffers.zeroed(len(found)), p.s.buffers.zeroed(len(found))
+	for i := range found {
+		totals[i] = found[i].total
+	}
+	add := func(weight int64, detail func(*Scores) *int64) {
+		for i := range raw {
+			totals[i] += weight * raw[i]
+		}
+		for i := range details {
+			*detail(&details[i]) = weight * raw[i]
 		}
 	}
+	w := &p.rules.Weights
+	if w.Taints > 0 {
+		for i := range found {
+			raw[i] = int64(found[i].taints)
+		}
+		normalize(raw, true)
+		add(w.Taints, func(s *Scores) *int64 { return &s.Taints })
+	}
 	if w.NodeAffinity > 0 {
-		if some, err := p.affinityScores(feasible, raw); err != nil {
-			return nil, err
-		} else if some {
-			for i := range out {
-				out[i].NodeAffinity = w.NodeAffinity * raw[i]
+		if p.class.unparsed != nil {
+			return nil, p.class.unparsed
+		}
+		if p.class.preferred != nil || p.rules.addedPreferred != nil {
+			for i := range found {
+				raw[i] = int64(found[i].preferred)
 			}
+			normalize(raw, false)
+			add(w.NodeAffinity, func(s *Scores) *int64 { return &s.NodeAffinity })
 		}
 	}
 	if w.Spread > 0 {
-		if some, err := p.spreadScores(feasible, raw); err != nil {
+		if some, err := p.spreadScores(found, raw); err != nil {
 			return nil, err
 		} else if some {
-			for i := range out {
-				out[i].Spread = w.Spread * raw[i]
-			}
+			add(w.Spread, func(s *Scores) *int64 { return &s.Spread })
 		}
 	}
-	if w.InterPod > 0 && p.interPodScores(feasible, raw) {
-		for i := range out {
-			out[i].InterPod = w.InterPod * raw[i]
+	if w.InterPod > 0 && p.interPodScores(found, raw) {
+		add(w.InterPod, func(s *Scores) *int64 { return &s.InterPod })
+	}
+	for i := range details {
+		s := &details[i]
+		s.Fit, s.Balanced, s.ImageLocality = p.absoluteScores(found[i].node)
+	}
+	return totals, nil
+}
+
+// absoluteScores are the weighted scores that are not relative to other nodes.
+func (p *plan) absoluteScores(n *node) (fit, balanced, images int64) {
+	w, r := &p.rules.Weights, p.rules
+	if w.Fit > 0 {
+		if r.plainFit {
+			fit = w.Fit * p.leastAllocated(n)
+		} else {
+			fit = w.Fit * p.class.fit.score(p, n)
 		}
 	}
-	p.resourceScores(feasible, out)
+	if w.Balanced > 0 && !p.nothingToBalance() {
+		if r.plainBalanced {
+			balanced = w.Balanced * p.balanced(n)
+		} else {
+			balanced = w.Balanced * p.class.balance.score(p, n)
+		}
+	}
 	if w.ImageLocality > 0 {
-		for i, n := range feasible {
-			out[i].ImageLocality = w.ImageLocality * p.imageLocality(n)
-		}
+		images = w.ImageLocality * p.imageLocality(n)
 	}
-	return out, nil
+	return fit, balanced, images
 }
 
 // normalize stretches non-negative scores so that the largest becomes 100,
@@ -80,45 +111,28 @@ func normalize(scores []int64, reverse bool) {
 	}
 }
 
-// taintScores prefers nodes with fewer PreferNoSchedule taints that the pod
-// does not tolerate.
-func (p *plan) taintScores(feasible []*node, scores []int64) {
-	for i, n := range feasible {
-		scores[i] = 0
-		for t := range n.softTaints {
-			if !tolerates(p.pod.Spec.Tolerations, &n.softTaints[t]) {
-				scores[i]++
-			}
+// softTaints counts the PreferNoSchedule taints that the pod does not
+// tolerate: the fewer, the better.
+func (p *plan) softTaints(n *node) (count int16) {
+	for i := range n.softTaints {
+		if !tolerates(p.pod.Spec.Tolerations, &n.softTaints[i]) && count < math.MaxInt16 {
+			count++
 		}
 	}
-	normalize(scores, true)
+	return count
 }
 
-// affinityScores sums the weights of the preferred terms, the pod's and the
+// preferredWeight sums the weights of the preferred terms, the pod's and the
 // profile's, that a node matches.
-func (p *plan) affinityScores(feasible []*node, scores []int64) (bool, error) {
-	var own *nodeaffinity.PreferredSchedulingTerms
-	if a := p.pod.Spec.Affinity; a != nil && a.NodeAffinity != nil && len(a.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution) > 0 {
-		var err error
-		if own, err = nodeaffinity.NewPreferredSchedulingTerms(a.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution); err != nil {
-			return false, err
-		}
+func (p *plan) preferredWeight(n *node) int32 {
+	var sum int64
+	if own := p.class.preferred; own != nil {
+		sum += own.Score(n.obj)
 	}
-	added := p.rules.addedPreferred
-	if own == nil && added == nil {
-		return false, nil
+	if added := p.rules.addedPreferred; added != nil {
+		sum += added.Score(n.obj)
 	}
-	for i, n := range feasible {
-		scores[i] = 0
-		if own != nil {
-			scores[i] += own.Score(n.obj)
-		}
-		if added != nil {
-			scores[i] += added.Score(n.obj)
-		}
-	}
-	normalize(scores, false)
-	return true, nil
+	return int32(sum)
 }
 
 // Image sizes, in bytes, between which locality matters: what registries

@@ -6,33 +6,6 @@ import (
 	v1 "k8s.io/api/core/v1"
 )
 
-// resourceScores fills in the scores of NodeResourcesFit and of
-// NodeResourcesBalancedAllocation.
-func (p *plan) resourceScores(feasible []*node, out []Scores) {
-	w, r := &p.rules.Weights, p.rules
-	if w.Fit > 0 {
-		fit := p.newFitScorer()
-		for i, n := range feasible {
-			if r.plainFit {
-				out[i].Fit = w.Fit * p.leastAllocated(n)
-			} else {
-				out[i].Fit = w.Fit * fit.score(p, n)
-			}
-		}
-	}
-	if w.Balanced == 0 || p.nothingToBalance() {
-		return
-	}
-	b := p.newBalancer()
-	for i, n := range feasible {
-		if r.plainBalanced {
-			out[i].Balanced = w.Balanced * p.balanced(n)
-		} else {
-			out[i].Balanced = w.Balanced * b.score(p, n)
-		}
-	}
-}
-
 // leastAllocated prefers nodes with much free CPU and memory.
 func (p *plan) leastAllocated(n *node) int64 {
 	var sum, resources int64
@@ -90,27 +63,27 @@ type fitScorer struct {
 	own []int64 // what the pod requests, parallel to the profile's Resources
 }
 
-func (p *plan) newFitScorer() fitScorer {
+func newFitScorer(rules *Profile, info *podInfo) fitScorer {
 	var f fitScorer
-	if p.rules.plainFit {
+	if rules.plainFit {
 		return f
 	}
-	for _, r := range p.rules.Resources {
-		f.own = append(f.own, p.scoredRequest(r.Name))
+	for _, r := range rules.Resources {
+		f.own = append(f.own, info.scoredRequest(r.Name))
 	}
 	return f
 }
 
 // scoredRequest is what the pod to be placed counts with in scores of
 // NodeResourcesFit.
-func (p *plan) scoredRequest(name v1.ResourceName) int64 {
+func (info *podInfo) scoredRequest(name v1.ResourceName) int64 {
 	switch name {
 	case v1.ResourceCPU:
-		return p.info.scoreCPU
+		return info.scoreCPU
 	case v1.ResourceMemory:
-		return p.info.scoreMemory
+		return info.scoreMemory
 	}
-	return p.info.scoreOther.of(name)
+	return info.scoreOther.of(name)
 }
 
 // scoredUse is what the node's pods count with likewise.
@@ -179,11 +152,11 @@ func (r *Profile) onCurve(used, alloc int64) int64 {
 // balancer compares the shares of any resources.
 type balancer struct{ with, without []float64 }
 
-func (p *plan) newBalancer() balancer {
-	if p.rules.plainBalanced {
+func newBalancer(rules *Profile) balancer {
+	if rules.plainBalanced {
 		return balancer{}
 	}
-	return balancer{make([]float64, 0, len(p.rules.Balanced)), make([]float64, 0, len(p.rules.Balanced))}
+	return balancer{make([]float64, 0, len(rules.Balanced)), make([]float64, 0, len(rules.Balanced))}
 }
 
 func (b *balancer) score(p *plan, n *node) int64 {

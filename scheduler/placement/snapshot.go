@@ -2,6 +2,7 @@ package placement
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	v1 "k8s.io/api/core/v1"
@@ -21,14 +22,22 @@ type Snapshot struct {
 	lost       map[string]bool
 	nominated  map[types.UID]*podInfo // pods that wait for evicted ones to go
 	counts     counterCache
+	groups     groups
+	topologies topologies
 	slots      slotPool
 	storage    storage
+	versions   []uint64      // by slot: changes with everything that a node alone says to a pod
+	imagesGen  uint64        // changes with what images are worth
+	priorities map[int32]int // of the pods that hold resources
+	classes    classCache
+	buffers    buffers
+	options    []option // memory of the last plan, to be used again
 }
 
 // node is one node with the sums over its pods.
 type node struct {
 	name string
-	slot int      // index in per-node arrays of selector counts; kept while the node is in the map
+	slot int      // index in arrays by node; kept while the node is in the map
 	obj  *v1.Node // nil while only pods name it
 	lost bool     // declared dead by the failure detector
 
@@ -43,8 +52,6 @@ type node struct {
 	scoreMemory int64 // bytes, likewise
 	pods        []*podInfo
 	ports       map[hostPort]int // how many pods hold it
-	affine      []*podInfo       // those of pods with any affinity term
-	antiAffine  []*podInfo       // those of pods with a required anti-affinity term
 	nominated   []*podInfo       // pods not here yet, for which others were evicted
 }
 
@@ -76,8 +83,12 @@ func NewSnapshot() *Snapshot {
 		images:     map[string]*imageState{},
 		lost:       map[string]bool{},
 		nominated:  map[types.UID]*podInfo{},
+		priorities: map[int32]int{},
 		counts:     newCounterCache(),
 		storage:    newStorage(),
+		groups:     newGroups(),
+		topologies: topologies{byKey: map[string]*topology{}},
+		classes:    newClassCache(),
 	}
 }
 
@@ -99,8 +110,11 @@ func (s *Snapshot) SetNode(obj *v1.Node) {
 	if n.obj == nil {
 		at, _ := slices.BinarySearchFunc(s.order, n.name, func(o *node, name string) int { return cmp.Compare(o.name, name) })
 		s.order = slices.Insert(s.order, at, n)
+		s.imagesChange()
 	}
 	n.obj = obj
+	s.touch(n)
+	s.topologies.node(n, len(s.order))
 	n.lost = s.lost[n.name]
 	n.alloc = resourcesOf(obj.Status.Allocatable)
 	n.allocPods = obj.Status.Allocatable.Pods().Value()
@@ -129,7 +143,10 @@ func (s *Snapshot) RemoveNode(name string) {
 	}
 	s.order = slices.Delete(s.order, at, at+1)
 	s.setImages(n, nil)
+	s.imagesChange()
 	n.obj = nil
+	s.touch(n)
+	s.topologies.node(n, len(s.order))
 	s.dropIfUnused(n)
 }
 
@@ -148,17 +165,29 @@ func (s *Snapshot) SetLost(names map[string]bool) (returned []string) {
 		}
 	}
 	for _, n := range s.order {
-		n.lost = s.lost[n.name]
+		if lost := s.lost[n.name]; lost != n.lost {
+			n.lost = lost
+			s.touch(n)
+		}
 	}
 	return returned
 }
 
 // SetNamespace records the labels of a namespace, which namespace selectors
 // of affinity terms are matched with.
-func (s *Snapshot) SetNamespace(name string, set map[string]string) { s.namespaces[name] = set }
+func (s *Snapshot) SetNamespace(name string, set map[string]string) {
+	if old, known := s.namespaces[name]; known && maps.Equal(old, set) {
+		return
+	}
+	s.namespaces[name] = set
+	s.counts.namespaceChanged()
+}
 
 // RemoveNamespace forgets the labels of a namespace.
-func (s *Snapshot) RemoveNamespace(name string) { delete(s.namespaces, name) }
+func (s *Snapshot) RemoveNamespace(name string) {
+	delete(s.namespaces, name)
+	s.counts.namespaceChanged()
+}
 
 // SetPod says that a pod holds its resources on the named node, which need
 // not be in its specification yet (a pod assumed to be bound). It replaces
@@ -212,15 +241,12 @@ func (s *Snapshot) attach(info *podInfo, n *node) {
 	info.node, info.index = n, len(n.pods)
 	n.pods = append(n.pods, info)
 	n.sum(info, 1)
-	if info.terms.any() {
-		n.affine = append(n.affine, info)
-	}
-	if len(info.terms.requiredAnti) > 0 {
-		n.antiAffine = append(n.antiAffine, info)
-	}
+	s.groups.join(info, n.slot, 1)
 	s.pods[info.pod.UID] = info
-	s.counts.pod(info.pod, n.slot, 1)
+	s.countPod(info.pod, n.slot, 1)
+	s.priorities[priority(info.pod)]++
 	s.storage.use(info.pod, 1)
+	s.touch(n)
 }
 
 func (s *Snapshot) detach(info *podInfo) {
@@ -231,16 +257,26 @@ func (s *Snapshot) detach(info *podInfo) {
 	n.pods[last] = nil
 	n.pods = n.pods[:last]
 	n.sum(info, -1)
-	same := func(o *podInfo) bool { return o == info }
-	if info.terms.any() {
-		n.affine = slices.DeleteFunc(n.affine, same)
-	}
-	if len(info.terms.requiredAnti) > 0 {
-		n.antiAffine = slices.DeleteFunc(n.antiAffine, same)
-	}
+	s.groups.join(info, n.slot, -1)
 	delete(s.pods, info.pod.UID)
-	s.counts.pod(info.pod, n.slot, -1)
+	s.countPod(info.pod, n.slot, -1)
+	if p := priority(info.pod); s.priorities[p] > 1 {
+		s.priorities[p]--
+	} else {
+		delete(s.priorities, p)
+	}
 	s.storage.use(info.pod, -1)
+	s.touch(n)
+}
+
+// touch makes what was known of a node's answers void.
+func (s *Snapshot) touch(n *node) { s.versions[n.slot]++ }
+
+// imagesChange makes what images are worth void, if there are any.
+func (s *Snapshot) imagesChange() {
+	if len(s.images) > 0 {
+		s.imagesGen++
+	}
 }
 
 // sum adds sign times what a pod takes.
@@ -264,6 +300,10 @@ func (s *Snapshot) ensureNode(name string) *node {
 	if n == nil {
 		n = &node{name: name, slot: s.slots.take()}
 		s.nodes[name] = n
+		for n.slot >= len(s.versions) {
+			s.versions = append(s.versions, 0)
+		}
+		s.touch(n)
 	}
 	return n
 }
@@ -276,6 +316,11 @@ func (s *Snapshot) dropIfUnused(n *node) {
 }
 
 func (s *Snapshot) setImages(n *node, images []v1.ContainerImage) {
+	if sameImages(n.images, images) {
+		return
+	}
+	defer s.imagesChange() // when there are some, and
+	s.imagesChange()       // when there were
 	for name, state := range n.images {
 		if state.nodes--; state.nodes == 0 {
 			delete(s.images, name)
@@ -299,6 +344,20 @@ func (s *Snapshot) setImages(n *node, images []v1.ContainerImage) {
 			n.images[name] = state
 		}
 	}
+}
+
+// sameImages reports whether a node that has some images still has those.
+func sameImages(have map[string]*imageState, images []v1.ContainerImage) bool {
+	names := 0
+	for i := range images {
+		for _, name := range images[i].Names {
+			if _, ok := have[name]; !ok {
+				return false
+			}
+			names++
+		}
+	}
+	return names == len(have) // a name given twice makes a difference where there is none
 }
 
 // slotPool hands out small numbers and takes them back.

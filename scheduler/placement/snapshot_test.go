@@ -36,15 +36,25 @@ func describe(s *Snapshot) string {
 		if len(n.used.Scalars) == 0 {
 			scalars = ""
 		}
-		fmt.Fprintf(&b, "%s known=%v %d %d %d %s score %d %d pods %v ports %v affine %d %d\n", name, n.obj != nil,
-			n.used.MilliCPU, n.used.Memory, n.used.EphemeralStorage, scalars, n.scoreCPU, n.scoreMemory, pods, ports, len(n.affine), len(n.antiAffine))
+		fmt.Fprintf(&b, "%s known=%v %d %d %d %s score %d %d pods %v ports %v\n", name, n.obj != nil,
+			n.used.MilliCPU, n.used.Memory, n.used.EphemeralStorage, scalars, n.scoreCPU, n.scoreMemory, pods, ports)
 	}
 	var images []string
 	for name, st := range s.images {
 		images = append(images, fmt.Sprint(name, st.nodes))
 	}
 	slices.Sort(images)
-	fmt.Fprintln(&b, images, len(s.order))
+	fmt.Fprintln(&b, images, len(s.order), s.priorities)
+	var groups []string
+	for key, g := range s.groups.byKey {
+		for name, n := range s.nodes {
+			if n.slot < len(g.perSlot) && g.perSlot[n.slot] != 0 {
+				groups = append(groups, fmt.Sprintf("%q %s %d", key, name, g.perSlot[n.slot]))
+			}
+		}
+	}
+	slices.Sort(groups)
+	fmt.Fprintln(&b, groups)
 	return b.String()
 }
 

@@ -23,7 +23,7 @@ type constraint struct {
 // hardConstraint is a DoNotSchedule constraint with the pods per domain.
 type hardConstraint struct {
 	constraint
-	domains map[string]int64
+	domainCounts // uncounted where no node enters the sums
 	// The two least filled domains when they were counted: enough to know the
 	// least of all but one, since a trial changes one domain only.
 	least [2]domainCount
@@ -31,9 +31,12 @@ type hardConstraint struct {
 }
 
 type domainCount struct {
-	value string
-	pods  int64
+	domain int32
+	pods   int64
 }
+
+// uncounted marks a domain that is none to the constraint.
+const uncounted = -1
 
 // The spreading of pods that say nothing themselves, and belong to a Service
 // or a workload: softly over nodes and zones, as upstream's system defaults.
@@ -73,15 +76,17 @@ func parseConstraint(own map[string]string, c *v1.TopologySpreadConstraint) (con
 
 // countsIn reports whether the node's pods enter the sums of the constraint.
 func (p *plan) countsIn(c *constraint, n *node) bool {
-	if c.honorNodes && !p.affinityMatches(n) {
-		return false
+	if p.class.onlyNodes != nil {
+		return (!c.honorNodes || p.affinityMatches(n)) && (!c.honorTaints || p.toleratesTaintsOf(n))
 	}
-	return !c.honorTaints || p.toleratesTaintsOf(n)
+	a := p.answer(n)
+	return (!c.honorNodes || a.affine) && (!c.honorTaints || a.tolerated)
 }
 
-func hasAllKeys(n *node, keys func(i int) string, count int) bool {
+// inAll reports whether the node is in a domain of each of the topologies.
+func inAll(n *node, count int, topology func(i int) *topology) bool {
 	for i := range count {
-		if _, ok := n.obj.Labels[keys(i)]; !ok {
+		if topology(i).of(n.slot) == noDomain {
 			return false
 		}
 	}
@@ -113,16 +118,20 @@ func (p *plan) newHardConstraints() ([]hardConstraint, error) {
 	out := make([]hardConstraint, len(own))
 	counters := make([]*counter, len(own))
 	for i := range own {
-		out[i] = hardConstraint{constraint: own[i], domains: map[string]int64{}}
+		out[i] = hardConstraint{constraint: own[i], domainCounts: p.newDomainCounts(own[i].key)}
 		counters[i] = p.s.counter(p.pod.Namespace, own[i].selector)
+		for d := range out[i].counts {
+			out[i].counts[d] = uncounted
+		}
 	}
 	for _, n := range p.s.order {
-		if !hasAllKeys(n, func(i int) string { return out[i].key }, len(out)) {
+		if !inAll(n, len(out), func(i int) *topology { return out[i].topology }) {
 			continue
 		}
 		for i := range out {
 			if p.countsIn(&out[i].constraint, n) {
-				out[i].domains[n.obj.Labels[out[i].key]] += counters[i].at(n.slot)
+				pods := &out[i].counts[out[i].topology.of(n.slot)]
+				*pods = max(*pods, 0) + counters[i].at(n.slot)
 			}
 		}
 	}
@@ -133,28 +142,33 @@ func (p *plan) newHardConstraints() ([]hardConstraint, error) {
 }
 
 func (c *hardConstraint) rank() {
-	c.least = [2]domainCount{{pods: math.MaxInt32}, {pods: math.MaxInt32}}
-	for value, pods := range c.domains {
+	c.least = [2]domainCount{{noDomain, math.MaxInt32}, {noDomain, math.MaxInt32}}
+	domains := 0
+	for d, pods := range c.counts {
+		if pods == uncounted {
+			continue
+		}
+		domains++
 		if pods < c.least[0].pods {
-			c.least[1], c.least[0] = c.least[0], domainCount{value, pods}
+			c.least[1], c.least[0] = c.least[0], domainCount{int32(d), pods}
 		} else if pods < c.least[1].pods {
-			c.least[1] = domainCount{value, pods}
+			c.least[1] = domainCount{int32(d), pods}
 		}
 	}
-	c.few = len(c.domains) < c.minDomains
+	c.few = domains < c.minDomains
 }
 
 // leastFilled is the number of pods in the least filled domain, where the
-// domain value may have changed since rank.
-func (c *hardConstraint) leastFilled(value string) int64 {
+// number of that domain may have changed since rank.
+func (c *hardConstraint) leastFilled(domain int32) int64 {
 	if c.few {
 		return 0
 	}
 	others := c.least[0].pods
-	if c.least[0].value == value {
+	if c.least[0].domain == domain {
 		others = c.least[1].pods
 	}
-	if pods, ok := c.domains[value]; ok && pods < others {
+	if pods := c.counts[domain]; pods != uncounted && pods < others {
 		return pods
 	}
 	return others
@@ -163,13 +177,13 @@ func (c *hardConstraint) leastFilled(value string) int64 {
 // spreadTrial counts a pod in, or out, on the node on trial.
 func (p *plan) spreadTrial(pod *v1.Pod, n *node, delta int64) {
 	if len(p.spread) == 0 || pod.Namespace != p.pod.Namespace || pod.DeletionTimestamp != nil ||
-		!hasAllKeys(n, func(i int) string { return p.spread[i].key }, len(p.spread)) {
+		!inAll(n, len(p.spread), func(i int) *topology { return p.spread[i].topology }) {
 		return
 	}
 	for i := range p.spread {
 		c := &p.spread[i]
 		if !c.selector.Empty() && c.selector.Matches(labels.Set(pod.Labels)) && p.countsIn(&c.constraint, n) {
-			c.domains[n.obj.Labels[c.key]] += delta
+			c.add(n, delta)
 		}
 	}
 }
@@ -179,15 +193,15 @@ func (p *plan) spreadTrial(pod *v1.Pod, n *node, delta int64) {
 func (p *plan) trySpread(n *node) verdict {
 	for i := range p.spread {
 		c := &p.spread[i]
-		value, ok := n.obj.Labels[c.key]
+		pods, ok := c.at(n)
 		if !ok {
 			return refused(PodTopologySpread, reasonSpreadLabel)
 		}
-		pods := c.domains[value]
+		pods = max(pods, 0) // of uncounted
 		if c.matchesItself {
 			pods++
 		}
-		if pods-c.leastFilled(value) > c.maxSkew {
+		if pods-c.leastFilled(c.topology.of(n.slot)) > c.maxSkew {
 			return refusedForNow(PodTopologySpread, reasonSpread)
 		}
 	}
@@ -197,56 +211,41 @@ func (p *plan) trySpread(n *node) verdict {
 // softConstraint is a ScheduleAnyway constraint with what scoring needs.
 type softConstraint struct {
 	constraint
-	counter *counter
-	domains map[string]int64 // pods per domain that a feasible node is in; not for the hostname
-	weight  float64
+	domainCounts // pods per domain that a feasible node is in, else uncounted; none for the hostname
+	counter      *counter
+	weight       float64
+	unlabelled   bool // a feasible node lacks the label: upstream counts that as a domain, too
 }
+
+// perNode reports whether each node is a domain of its own.
+func (c *softConstraint) perNode() bool { return c.key == v1.LabelHostname }
 
 // spreadScores fills in, for each feasible node, how much room its domains
 // have: 100 for the best. It returns false if nothing asks for spreading.
-func (p *plan) spreadScores(feasible []*node, scores []int64) (bool, error) {
+func (p *plan) spreadScores(found []option, scores []int64) (bool, error) {
 	soft, requireAll, err := p.softConstraints()
 	if err != nil || len(soft) == 0 {
 		return false, err
 	}
-	keyOf := func(i int) string { return soft[i].key }
-	ignored := make([]bool, len(feasible))
-	scored := 0
-	for k, n := range feasible {
-		if ignored[k] = requireAll && !hasAllKeys(n, keyOf, len(soft)); ignored[k] {
-			continue
-		}
-		scored++
-		for i := range soft {
-			if soft[i].key != v1.LabelHostname {
-				soft[i].domains[n.obj.Labels[soft[i].key]] = 0
-			}
-		}
-	}
+	ignored := make([]bool, len(found))
+	p.wantDomains(soft, requireAll, found, ignored)
 	p.countDomains(soft, requireAll)
-	for i := range soft {
-		size := len(soft[i].domains)
-		if soft[i].key == v1.LabelHostname {
-			size = scored
-		}
-		// Small topologies must not drown in the counts of large ones.
-		soft[i].weight = math.Log(float64(size + 2))
-	}
-	for k, n := range feasible {
+	for k := range found {
 		scores[k] = 0
 		if ignored[k] {
 			continue
 		}
+		n := found[k].node
 		var sum float64
 		for i := range soft {
 			c := &soft[i]
-			value, ok := n.obj.Labels[c.key]
-			if !ok {
+			d := c.topology.of(n.slot)
+			if d == noDomain {
 				continue
 			}
-			pods := c.domains[value]
-			if c.key == v1.LabelHostname {
-				pods = c.counter.at(n.slot)
+			pods := c.counter.at(n.slot)
+			if !c.perNode() {
+				pods = c.counts[d]
 			}
 			sum += float64(pods)*c.weight + float64(c.maxSkew-1)
 		}
@@ -254,6 +253,42 @@ func (p *plan) spreadScores(feasible []*node, scores []int64) (bool, error) {
 	}
 	normalizeSpread(scores, ignored)
 	return true, nil
+}
+
+// wantDomains finds the domains that the feasible nodes are in, and from their
+// number the weights of the constraints. Nodes that are not scored are noted
+// in ignored.
+func (p *plan) wantDomains(soft []softConstraint, requireAll bool, found []option, ignored []bool) {
+	sizes := make([]int, len(soft))
+	scored := 0
+	for k := range found {
+		n := found[k].node
+		if ignored[k] = requireAll && !inAll(n, len(soft), func(i int) *topology { return soft[i].topology }); ignored[k] {
+			continue
+		}
+		scored++
+		for i := range soft {
+			if c := &soft[i]; c.perNode() {
+				continue
+			} else if d := c.topology.of(n.slot); d == noDomain {
+				c.unlabelled = true
+			} else if c.counts[d] == uncounted {
+				c.counts[d] = 0
+				sizes[i]++
+			}
+		}
+	}
+	for i := range soft {
+		c, size := &soft[i], sizes[i]
+		switch {
+		case c.perNode():
+			size = scored
+		case c.unlabelled:
+			size++
+		}
+		// Small topologies must not drown in the counts of large ones.
+		c.weight = math.Log(float64(size + 2))
+	}
 }
 
 func (p *plan) softConstraints() (soft []softConstraint, requireAll bool, err error) {
@@ -269,11 +304,16 @@ func (p *plan) softConstraints() (soft []softConstraint, requireAll bool, err er
 		if !own {
 			c.selector = p.peers
 		}
-		soft = append(soft, softConstraint{
-			constraint: c,
-			counter:    p.s.counter(p.pod.Namespace, c.selector),
-			domains:    map[string]int64{},
-		})
+		s := softConstraint{constraint: c, counter: p.s.counter(p.pod.Namespace, c.selector)}
+		if s.perNode() {
+			s.topology = p.s.topology(c.key)
+		} else {
+			s.domainCounts = p.newDomainCounts(c.key)
+			for d := range s.counts {
+				s.counts[d] = uncounted
+			}
+		}
+		soft = append(soft, s)
 	}
 	return soft, own || !p.rules.systemSpread, nil
 }
@@ -283,17 +323,16 @@ func (p *plan) softConstraints() (soft []softConstraint, requireAll bool, err er
 func (p *plan) countDomains(soft []softConstraint, requireAll bool) {
 	for i := range soft {
 		c := &soft[i]
-		if c.key == v1.LabelHostname {
+		if c.perNode() {
 			continue
 		}
 		for _, n := range p.s.order {
 			pods := c.counter.at(n.slot)
-			if pods == 0 || requireAll && !hasAllKeys(n, func(j int) string { return soft[j].key }, len(soft)) {
+			if pods == 0 || requireAll && !inAll(n, len(soft), func(j int) *topology { return soft[j].topology }) {
 				continue
 			}
-			value := n.obj.Labels[c.key]
-			if _, wanted := c.domains[value]; wanted && p.countsIn(&c.constraint, n) {
-				c.domains[value] += pods
+			if d := c.topology.of(n.slot); d != noDomain && c.counts[d] != uncounted && p.countsIn(&c.constraint, n) {
+				c.counts[d] += pods
 			}
 		}
 	}

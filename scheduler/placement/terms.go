@@ -8,12 +8,16 @@ import (
 
 // affinityTerm is a parsed v1.PodAffinityTerm of one pod.
 type affinityTerm struct {
+	key               string // see termKey
 	namespaces        []string
 	namespaceSelector labels.Selector // matches nothing when the term has none
 	selector          labels.Selector
 	topologyKey       string
 	weight            int64 // 0 for required terms
 }
+
+// selectsNamespaces reports whether the labels of namespaces decide.
+func (t *affinityTerm) selectsNamespaces() bool { return !matchesNothing(t.namespaceSelector) }
 
 // matches reports whether pod, whose namespace has the given labels, is one
 // of those that the term speaks of.
@@ -36,8 +40,13 @@ type podTerms struct {
 	required, requiredAnti, preferred, preferredAnti []affinityTerm
 }
 
-func (t *podTerms) any() bool {
-	return len(t.required)+len(t.requiredAnti)+len(t.preferred)+len(t.preferredAnti) > 0
+// each calls do for every term.
+func (t *podTerms) each(do func(termKind, *affinityTerm)) {
+	for kind, terms := range [...][]affinityTerm{needs: t.required, repels: t.requiredAnti, likes: t.preferred, dislikes: t.preferredAnti} {
+		for i := range terms {
+			do(termKind(kind), &terms[i])
+		}
+	}
 }
 
 // termsOf parses a pod's affinity and anti-affinity to other pods.
@@ -107,10 +116,12 @@ func parseTerm(pod *v1.Pod, term *v1.PodAffinityTerm) (affinityTerm, error) {
 	if len(namespaces) == 0 && term.NamespaceSelector == nil {
 		namespaces = []string{pod.Namespace}
 	}
-	return affinityTerm{
+	out := affinityTerm{
 		namespaces:        namespaces,
 		namespaceSelector: nsSelector,
 		selector:          selector,
 		topologyKey:       term.TopologyKey,
-	}, nil
+	}
+	out.key = termKey(&out)
+	return out, nil
 }
