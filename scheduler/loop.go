@@ -39,6 +39,7 @@ type loop struct {
 	queue    *queue.Queue
 	assumed  map[types.UID]assumption
 	volumes  volumeWork
+	devices  deviceView
 	rnd      *rand.Rand
 }
 
@@ -61,6 +62,7 @@ func newLoop(cfg Config, deps controller.Deps) *loop {
 		queue:    queue.New(cfg.Queue),
 		assumed:  map[types.UID]assumption{},
 		volumes:  newVolumeWork(deps.Factory),
+		devices:  newDeviceView(deps.Factory),
 		rnd:      rand.New(rand.NewPCG(cfg.Seed, 0)),
 	}
 }
@@ -150,6 +152,7 @@ func (l *loop) plan() (jobs []job, next time.Time, timed bool) {
 	defer l.mu.Unlock()
 	now := l.clock.Now()
 	jobs, next, timed = l.settledVolumes(now)
+	jobs, next, timed = l.settledDevices(now, jobs, next, timed)
 	popped := l.queue.Pop(l.cfg.Batch, now)
 	for _, p := range popped {
 		if j := l.decide(p.Pod, now); j != nil {
@@ -167,7 +170,7 @@ func (l *loop) plan() (jobs []job, next time.Time, timed bool) {
 // decide plans one popped pod and notes the decision as if it were carried
 // out. l.mu is held.
 func (l *loop) decide(pod *v1.Pod, now time.Time) job {
-	req := placement.Request{Pod: pod, Peers: l.view.peers(pod), Budgets: l.view.budgets(pod)}
+	req := placement.Request{Pod: pod, Peers: l.view.peers(pod), Budgets: l.view.budgets(pod), Now: now}
 	decision, err := l.snapshot.Place(req, l.rnd)
 	switch {
 	case err != nil:
@@ -182,6 +185,7 @@ func (l *loop) decide(pod *v1.Pod, now time.Time) job {
 		l.snapshot.Unnominate(pod.UID)
 		l.snapshot.SetPod(pod, decision.Node)
 		l.assumed[pod.UID] = assumption{pod: pod, node: decision.Node}
+		l.reserveDevices(pod, decision)
 		if bindings != nil {
 			return volumeBinding{pod: pod, bindings: bindings}
 		}
@@ -197,6 +201,7 @@ func (l *loop) decide(pod *v1.Pod, now time.Time) job {
 	return failure{
 		pod: pod, reason: v1.PodReasonUnschedulable, message: decision.Refusal.Error(),
 		preempt: decision.Preempt, keepNomination: decision.Refusal.EvictionUnderWay,
+		release: decision.Release,
 	}
 }
 
@@ -221,6 +226,7 @@ func (l *loop) undo(pod *v1.Pod, gone bool) bool {
 	}
 	delete(l.assumed, pod.UID)
 	l.releaseVolumes(pod.UID)
+	l.releaseDevices(pod.UID)
 	l.snapshot.RemovePod(pod.UID)
 	l.queue.Move(queue.PodGone, nil, now)
 	if gone {

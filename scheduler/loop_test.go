@@ -79,7 +79,7 @@ func TestRefusedPodIsExplainedOnceAndWokenByWhatHelps(t *testing.T) {
 		create(t, client, testPod("big", "2"))
 		settle(time.Second)
 		cond := podCondition(get(t, client, "big"), v1.PodScheduled)
-		want := "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) were unschedulable. preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling."
+		want := "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) were unschedulable. no new claims to deallocate, preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling."
 		if cond == nil || cond.Status != v1.ConditionFalse || cond.Reason != v1.PodReasonUnschedulable || cond.Message != want {
 			t.Fatalf("condition %+v, want message %q", cond, want)
 		}

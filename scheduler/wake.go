@@ -6,6 +6,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/dynamic-resource-allocation/resourceclaim"
 
 	"skein.io/skein/scheduler/placement"
 	"skein.io/skein/scheduler/queue"
@@ -19,7 +20,7 @@ var helpers = map[placement.Filter]queue.Event{
 	placement.TaintToleration:   queue.NodeAdded | queue.NodeTaints | queue.NodeReturned,
 	placement.NodeAffinity:      queue.NodeAdded | queue.NodeLabels,
 	placement.NodePorts:         queue.NodeAdded | queue.PodGone,
-	placement.NodeResourcesFit:  queue.NodeAdded | queue.NodeAllocatable | queue.PodGone | queue.PodShrunk,
+	placement.NodeResourcesFit:  queue.NodeAdded | queue.NodeAllocatable | queue.PodGone | queue.PodShrunk | queue.DeviceClasses,
 	// A claim that is not there refuses for the first filter that wants to read it.
 	placement.VolumeRestrictions: queue.NodeAdded | queue.PodGone | queue.PodClaims,
 	placement.NodeVolumeLimits:   queue.NodeAdded | queue.PodGone | queue.PodClaims | queue.CSI,
@@ -29,6 +30,8 @@ var helpers = map[placement.Filter]queue.Event{
 		queue.PodPlaced | queue.PodGone | queue.PodLabels,
 	placement.InterPodAffinity: queue.NodeAdded | queue.NodeLabels |
 		queue.PodPlaced | queue.PodGone | queue.PodLabels | queue.NamespaceLabels,
+	placement.DynamicResources: queue.NodeAdded | queue.NodeLabels | queue.NodeAllocatable |
+		queue.ResourceClaims | queue.DeviceClasses | queue.DeviceSlices,
 	placement.NodeDeclaredFeatures: queue.NodeAdded | queue.NodeLabels,
 }
 
@@ -80,5 +83,6 @@ func placedPodChange(old, cur *v1.Pod) (ev queue.Event) {
 // where the old one was not. What the scheduler itself writes (conditions,
 // the nominated node) must not count, or a refused pod would wake itself.
 func pendingPodChanged(old, cur *v1.Pod) bool {
-	return !maps.Equal(old.Labels, cur.Labels) || !equality.Semantic.DeepEqual(&old.Spec, &cur.Spec)
+	return !maps.Equal(old.Labels, cur.Labels) || !equality.Semantic.DeepEqual(&old.Spec, &cur.Spec) ||
+		!resourceclaim.PodStatusEqual(old.Status.ResourceClaimStatuses, cur.Status.ResourceClaimStatuses)
 }

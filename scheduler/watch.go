@@ -96,7 +96,7 @@ func (v *view) budgets(pod *v1.Pod) []*policyv1.PodDisruptionBudget {
 // called. It returns when both hold all that exists, or ctx has ended.
 func (l *loop) watch(ctx context.Context) (stop func(), err error) {
 	// Nodes and namespaces first: pods that wait are tried when all is known.
-	watches := append(l.volumeWatches(),
+	watches := append(append(l.volumeWatches(), l.deviceWatches()...),
 		controller.On(l.view.nodes, l.nodeChanged),
 		controller.On(l.view.namespaces, l.namespaceChanged),
 		controller.On(l.view.pods, l.podChanged),
@@ -183,6 +183,7 @@ func (l *loop) podGone(pod *v1.Pod) {
 	l.queue.Remove(pod.UID)
 	delete(l.assumed, pod.UID)
 	l.releaseVolumes(pod.UID)
+	l.releaseDevices(pod.UID)
 	l.snapshot.Unnominate(pod.UID)
 	held := l.snapshot.PodNode(pod.UID) != ""
 	l.snapshot.RemovePod(pod.UID)
@@ -202,6 +203,7 @@ func (l *loop) podPlaced(old, cur *v1.Pod) {
 	was := l.snapshot.PodNode(cur.UID)
 	delete(l.assumed, cur.UID)
 	l.releaseVolumes(cur.UID)
+	l.releaseDevices(cur.UID)
 	l.snapshot.Unnominate(cur.UID)
 	l.snapshot.SetPod(cur, cur.Spec.NodeName)
 	if old == nil || old.Spec.NodeName == "" {
@@ -223,6 +225,7 @@ func (l *loop) podPending(old, cur *v1.Pod) {
 	}
 	_, assumed := l.assumed[cur.UID]
 	if cur.DeletionTimestamp != nil || controller.PodTerminal(cur) {
+		delete(l.devices.unclaimed, cur.UID)
 		l.queue.Remove(cur.UID) // if its binding is under way and fails, it is not tried again
 		if !assumed {
 			l.snapshot.Unnominate(cur.UID)
@@ -240,6 +243,11 @@ func (l *loop) podPending(old, cur *v1.Pod) {
 	if cur.Status.NominatedNodeName != "" {
 		l.snapshot.Nominate(cur, cur.Status.NominatedNodeName)
 	}
+	if len(cur.Spec.ResourceClaims) > 0 && !l.queue.Has(cur.UID) && l.unclaimed(cur) {
+		l.devices.unclaimed[cur.UID] = cur
+		return
+	}
+	delete(l.devices.unclaimed, cur.UID)
 	l.queue.Add(cur, old != nil && pendingPodChanged(old, cur), l.clock.Now())
 	l.nudge()
 }

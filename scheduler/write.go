@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	v1 "k8s.io/api/core/v1"
+	resourceapi "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -31,6 +32,9 @@ type binding struct {
 
 func (b binding) do(ctx context.Context, l *loop) {
 	pod := b.pod
+	if !l.prepareDevices(ctx, b) {
+		return
+	}
 	// The UID is a precondition: a pod of the same name made meanwhile is
 	// another pod.
 	err := l.client.CoreV1().Pods(pod.Namespace).Bind(ctx, &v1.Binding{
@@ -42,11 +46,23 @@ func (b binding) do(ctx context.Context, l *loop) {
 		l.events.Eventf(pod, v1.EventTypeNormal, "Scheduled", "Successfully assigned %s/%s to %s", pod.Namespace, pod.Name, b.node)
 		return
 	}
+	b.failed(ctx, l, err, apierrors.IsNotFound(err))
+}
+
+// failed takes the decision back; gone says that there is no such pod.
+func (b binding) failed(ctx context.Context, l *loop, err error, gone bool) {
+	pod := b.pod
 	if ctx.Err() != nil {
 		return // no leader any more; the next one sees what became of it
 	}
-	if !l.undo(pod, apierrors.IsNotFound(err)) {
+	l.mu.Lock()
+	devices := l.devices.held[pod.UID]
+	l.mu.Unlock()
+	if !l.undo(pod, gone) {
 		return
+	}
+	if devices != nil {
+		devices.release(ctx, l)
 	}
 	l.log.Warn("binding refused, will be planned again", "pod", pod.Namespace+"/"+pod.Name, "node", b.node, "err", err)
 	failure{pod: pod, reason: v1.PodReasonSchedulerError, message: fmt.Sprintf("binding rejected: %v", err)}.do(ctx, l)
@@ -58,6 +74,7 @@ type failure struct {
 	reason  string // of the condition
 	message string
 	preempt *placement.Preemption
+	release *resourceapi.ResourceClaim // to be taken away; may be nil
 	// keepNomination: pods that were evicted for this one are still ending.
 	keepNomination bool
 }
@@ -67,6 +84,11 @@ func (f failure) do(ctx context.Context, l *loop) {
 	nominate := ""
 	if f.keepNomination {
 		nominate = f.pod.Status.NominatedNodeName
+	}
+	if f.release != nil {
+		if err := l.deallocate(ctx, f.release); err != nil {
+			l.log.Warn("cannot take a claim away that keeps a pod from other nodes; the pod is planned again", "pod", f.pod.Namespace+"/"+f.pod.Name, "err", err)
+		}
 	}
 	if f.preempt != nil {
 		nominate = f.preempt.Node

@@ -18,6 +18,7 @@ type plan struct {
 	inter     interPod
 	volumes   *volumePlan // nil: the pod has no volume that a node must be asked for
 	mark      int         // of the snapshot's buffers
+	devices   *devicePlan // nil: the pod needs none
 	whole     string      // set: refused by all nodes for this reason
 	wholeBy   Filter
 }
@@ -78,11 +79,17 @@ func (s *Snapshot) newPlan(req *Request) *plan {
 	if p.asks(InterPodAffinity) {
 		p.inter = p.newInterPod()
 	}
+	if p.asks(DynamicResources) {
+		p.withDevices(req.Now)
+	}
 	return p
 }
 
 // end gives back what the plan has borrowed.
-func (p *plan) end() { p.s.buffers.release(p.mark) }
+func (p *plan) end() {
+	p.s.buffers.release(p.mark)
+	p.endDevices()
+}
 
 // asks reports whether the profile has the filter on.
 func (p *plan) asks(f Filter) bool { return !p.rules.Off[f] }
@@ -201,6 +208,11 @@ func (p *plan) tryTogether(n *node) verdict {
 	if v := p.tryInterPod(n); !v.ok() {
 		return v
 	}
+	if p.devices != nil {
+		if v := p.tryDevices(n); !v.ok() {
+			return v
+		}
+	}
 	return p.tryFeatures(n)
 }
 
@@ -314,6 +326,9 @@ func (p *plan) fits(n *node) verdict {
 	check(r.Memory, n.used.Memory, n.alloc.Memory, reasonMemory)
 	check(r.EphemeralStorage, n.used.EphemeralStorage, n.alloc.EphemeralStorage, reasonStorage)
 	for _, s := range p.class.scalars {
+		if p.leftToDevices(n, s.name) {
+			continue
+		}
 		check(s.want, n.used.Scalars[s.name], n.alloc.Scalars[s.name], s.reason)
 	}
 	return v

@@ -5,9 +5,11 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	resourceapi "k8s.io/api/resource/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 )
@@ -24,6 +26,9 @@ type Request struct {
 	// Budgets are the disruption budgets that preemption should not break if
 	// it has a choice.
 	Budgets []*policyv1.PodDisruptionBudget
+	// Now is the time, for devices that must be ready within a limit. Zero:
+	// there is no limit.
+	Now time.Time
 }
 
 // Decision is the outcome for one pod: a node, or why there is none.
@@ -33,6 +38,13 @@ type Decision struct {
 	Refusal  *Refusal // nil if Node is set
 	// Preempt, if set, names pods whose eviction makes room on a node.
 	Preempt *Preemption
+	// Devices is what has to be written about the pod's claims before it is
+	// bound to Node; nil: nothing.
+	Devices *DeviceBinding
+	// Release, if set, is a claim whose allocation nobody uses and that keeps
+	// the pod from other nodes: it should be taken away, or the claim deleted if
+	// [IsSpecialClaim].
+	Release *resourceapi.ResourceClaim
 }
 
 // Place decides for one pod. Among equally good nodes rnd chooses, so the
@@ -47,30 +59,39 @@ func (s *Snapshot) Place(req Request, rnd *rand.Rand) (Decision, error) {
 	if p.whole != "" {
 		return Decision{Refusal: &Refusal{
 			Nodes: len(s.order), Whole: p.whole, Filters: map[Filter]bool{p.wholeBy: true},
-			Preemption: p.preemptionText(nil),
+			Release: reasonNothingToRelease, Preemption: p.preemptionText(nil),
 		}}, nil
 	}
 	// Room was made for the pod on its nominated node: that goes first.
 	if n := s.nodes[req.Pod.Status.NominatedNodeName]; n != nil && n.obj != nil {
 		if _, v := p.consider(n); v.ok() {
-			return Decision{Node: n.name, Feasible: 1}, nil
+			return p.chosen(n, 1), nil
 		}
 	}
 	found := p.feasible()
 	defer p.keep(found)
 	switch len(found) {
 	case 0:
+		if p.devices != nil && p.devices.timedOut != nil {
+			return Decision{}, p.devices.timedOut
+		}
 		refusal, candidates := p.refusal()
+		claim, words := p.release(rnd)
+		refusal.Release = words
 		preempt := p.preempt(candidates, req.Budgets, refusal, rnd)
-		return Decision{Refusal: refusal, Preempt: preempt}, nil
+		return Decision{Refusal: refusal, Preempt: preempt, Release: claim}, nil
 	case 1:
-		return Decision{Node: found[0].node.name, Feasible: 1}, nil
+		return p.chosen(found[0].node, 1), nil
 	}
 	totals, err := p.score(found, nil)
 	if err != nil {
 		return Decision{}, err
 	}
-	return Decision{Node: found[best(totals, rnd)].node.name, Feasible: len(found)}, nil
+	return p.chosen(found[best(totals, rnd)].node, len(found)), nil
+}
+
+func (p *plan) chosen(n *node, feasible int) Decision {
+	return Decision{Node: n.name, Feasible: feasible, Devices: p.devices.binding(n)}
 }
 
 // option is a node that can take the pod, with what it answered.

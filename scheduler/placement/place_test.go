@@ -129,7 +129,7 @@ func TestFilters(t *testing.T) {
 				t.Errorf("placed on %q (%v), want %q", d.Node, d.Refusal, tc.node)
 			}
 			if d.Refusal != nil {
-				if got, _, _ := strings.Cut(d.Refusal.Error(), " preemption:"); got != tc.reason {
+				if got, _, _ := strings.Cut(d.Refusal.Error(), " no new claims"); got != tc.reason {
 					t.Errorf("refused with\n %s\nwant\n %s", got, tc.reason)
 				}
 			}
@@ -147,17 +147,17 @@ func TestRefusalTexts(t *testing.T) {
 	}{
 		{"no node at all", cluster(nil), mkPod("p", "1", ""), "no nodes available to schedule pods"},
 		{"preemption finds no victims", cluster([]*v1.Node{mkNode("a", "2", "8Gi"), mkNode("b", "1", "8Gi")}, mkPod("q", "1", ""), "a"), mkPod("p", "2", ""),
-			"0/2 nodes are available: 2 Insufficient cpu. preemption: 0/2 nodes are available: 1 No preemption victims found for incoming pod, 1 Preemption is not helpful for scheduling."},
+			"0/2 nodes are available: 2 Insufficient cpu. no new claims to deallocate, preemption: 0/2 nodes are available: 1 No preemption victims found for incoming pod, 1 Preemption is not helpful for scheduling."},
 		{"preemption forbidden", cluster([]*v1.Node{mkNode("a", "2", "8Gi")}, mkPod("q", "1", ""), "a"), mkPod("p", "2", "", withPriority(5), func(p *v1.Pod) { p.Spec.PreemptionPolicy = &never }),
-			"0/1 nodes are available: 1 Insufficient cpu. preemption: not eligible due to preemptionPolicy=Never."},
+			"0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: not eligible due to preemptionPolicy=Never."},
 		{"preemption does not free enough", cluster([]*v1.Node{mkNode("a", "2", "8Gi")}, mkPod("q", "1", "", withPriority(9)), "a", mkPod("r", "500m", ""), "a"), mkPod("p", "2", "", withPriority(5)),
-			"0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 Insufficient cpu."},
+			"0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: 0/1 nodes are available: 1 Insufficient cpu."},
 		{"conflicting affinity to names", cluster([]*v1.Node{mkNode("a", "2", "8Gi")}), mkPod("p", "1", "", func(p *v1.Pod) {
 			fields := func(v string) v1.NodeSelectorRequirement {
 				return v1.NodeSelectorRequirement{Key: "metadata.name", Operator: v1.NodeSelectorOpIn, Values: []string{v}}
 			}
 			affinityOf(p).NodeAffinity = &v1.NodeAffinity{RequiredDuringSchedulingIgnoredDuringExecution: &v1.NodeSelector{NodeSelectorTerms: []v1.NodeSelectorTerm{{MatchFields: []v1.NodeSelectorRequirement{fields("a"), fields("b")}}}}}
-		}), "0/1 nodes are available: pod affinity terms conflict. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."},
+		}), "0/1 nodes are available: pod affinity terms conflict. no new claims to deallocate, preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."},
 	} {
 		if got := place(t, tc.s, tc.pod).Refusal.Error(); got != tc.want {
 			t.Errorf("%s:\n got %s\nwant %s", tc.name, got, tc.want)

@@ -64,7 +64,7 @@ type Settings struct {
 
 // Weights of the scoring rules, each in 0..100.
 type Weights struct {
-	Taints, NodeAffinity, Spread, InterPod, Fit, Balanced, ImageLocality int64
+	Taints, NodeAffinity, Spread, InterPod, Fit, Balanced, ImageLocality, Devices int64
 }
 
 // Strategy names a way in which NodeResourcesFit scores.
@@ -90,7 +90,7 @@ type ShapePoint struct{ Utilization, Score int64 }
 func DefaultSettings() Settings {
 	return Settings{
 		Name:                  v1.DefaultSchedulerName,
-		Weights:               Weights{Taints: 3, NodeAffinity: 2, Spread: 2, InterPod: 2, Fit: 1, Balanced: 1, ImageLocality: 1},
+		Weights:               Weights{Taints: 3, NodeAffinity: 2, Spread: 2, InterPod: 2, Fit: 1, Balanced: 1, ImageLocality: 1, Devices: 2},
 		Strategy:              LeastAllocated,
 		Resources:             []ResourceWeight{{v1.ResourceCPU, 1}, {v1.ResourceMemory, 1}},
 		Balanced:              []v1.ResourceName{v1.ResourceCPU, v1.ResourceMemory},
@@ -255,7 +255,7 @@ func (w *Weights) named() []namedWeight {
 	return []namedWeight{
 		{string(TaintToleration), w.Taints}, {string(NodeAffinity), w.NodeAffinity}, {string(PodTopologySpread), w.Spread},
 		{string(InterPodAffinity), w.InterPod}, {string(NodeResourcesFit), w.Fit},
-		{"NodeResourcesBalancedAllocation", w.Balanced}, {"ImageLocality", w.ImageLocality},
+		{"NodeResourcesBalancedAllocation", w.Balanced}, {"ImageLocality", w.ImageLocality}, {string(DynamicResources), w.Devices},
 	}
 }
 

@@ -22,6 +22,7 @@ const (
 	NodeResourcesFit  Filter = "NodeResourcesFit"
 	PodTopologySpread Filter = "PodTopologySpread"
 	InterPodAffinity  Filter = "InterPodAffinity"
+	DynamicResources  Filter = "DynamicResources"
 
 	NodeDeclaredFeatures Filter = "NodeDeclaredFeatures"
 )
@@ -30,7 +31,7 @@ const (
 func Filters() []Filter {
 	return []Filter{
 		NodeUnschedulable, NodeName, TaintToleration, NodeAffinity, NodePorts, NodeResourcesFit,
-		PodTopologySpread, InterPodAffinity, NodeDeclaredFeatures,
+		PodTopologySpread, InterPodAffinity, DynamicResources, NodeDeclaredFeatures,
 	}
 }
 
@@ -55,6 +56,13 @@ const (
 	reasonPodAntiAffinity  = "node(s) didn't match pod anti-affinity rules"
 	reasonExistingAnti     = "node(s) didn't satisfy existing pods anti-affinity rules"
 	reasonFeatures         = "node(s) didn't match Pod's required features"
+	reasonClaimElsewhere   = "resourceclaim not available on the node"
+	reasonNoDevices        = "cannot allocate all claims"
+	reasonStaleSpecial     = "cannot schedule extended resource claim"
+	reasonNothingToRelease = "no new claims to deallocate"
+	reasonDeallocated      = "deallocation of ResourceClaim completed"
+	reasonSpecialDeleted   = "deletion of ResourceClaim completed"
+	reasonStillNot         = "still not schedulable"
 	reasonPreemptNoHelp    = "Preemption is not helpful for scheduling"
 	reasonPreemptNoVictims = "No preemption victims found for incoming pod"
 	reasonPreemptNever     = "not eligible due to preemptionPolicy=Never."
@@ -72,6 +80,9 @@ type Refusal struct {
 	// Whole, if set, is why the pod cannot run on any node whatever the nodes
 	// look like; Reasons is empty then.
 	Whole string
+	// Release is what was done about claims of the pod that are in its way, in
+	// upstream's words.
+	Release string
 	// Preemption is why evicting other pods does not help either; "" if it
 	// was not looked into.
 	Preemption string
@@ -96,6 +107,9 @@ func (r *Refusal) Error() string {
 		msg += " " + text + "."
 	}
 	if r.Preemption != "" {
+		if r.Release != "" {
+			msg += " " + r.Release + ","
+		}
 		msg += " preemption: " + r.Preemption
 	}
 	return msg

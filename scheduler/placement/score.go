@@ -10,12 +10,12 @@ const maxScore = 100
 
 // Scores are the weighted scores of one node by rule.
 type Scores struct {
-	Taints, NodeAffinity, Spread, InterPod, Fit, Balanced, ImageLocality int64
+	Taints, NodeAffinity, Spread, InterPod, Fit, Balanced, ImageLocality, Devices int64
 }
 
 // Total is what nodes are ranked by.
 func (s *Scores) Total() int64 {
-	return s.Taints + s.NodeAffinity + s.Spread + s.InterPod + s.Fit + s.Balanced + s.ImageLocality
+	return s.Taints + s.NodeAffinity + s.Spread + s.InterPod + s.Fit + s.Balanced + s.ImageLocality + s.Devices
 }
 
 // score returns the totals of the feasible nodes, parallel to them; if
@@ -62,6 +62,13 @@ func (p *plan) score(found []option, details []Scores) ([]int64, error) {
 	}
 	if w.InterPod > 0 && p.interPodScores(found, raw) {
 		add(w.InterPod, func(s *Scores) *int64 { return &s.InterPod })
+	}
+	if w.Devices > 0 && p.devices != nil {
+		for i := range found {
+			raw[i] = p.devices.score(found[i].node)
+		}
+		normalize(raw, false)
+		add(w.Devices, func(s *Scores) *int64 { return &s.Devices })
 	}
 	for i := range details {
 		s := &details[i]

@@ -24,6 +24,7 @@ type Snapshot struct {
 	counts     counterCache
 	groups     groups
 	topologies topologies
+	devices    devices
 	slots      slotPool
 	storage    storage
 	versions   []uint64      // by slot: changes with everything that a node alone says to a pod
@@ -85,6 +86,7 @@ func NewSnapshot() *Snapshot {
 		nominated:  map[types.UID]*podInfo{},
 		priorities: map[int32]int{},
 		counts:     newCounterCache(),
+		devices:    newDevices(),
 		storage:    newStorage(),
 		groups:     newGroups(),
 		topologies: topologies{byKey: map[string]*topology{}},

@@ -187,7 +187,7 @@ func TestVolumesDecideWhereAPodCanRun(t *testing.T) {
 		"bound to a volume that is gone": {pod: usingClaims("c"), objs: []any{mkClaim("c", "x", "1Gi", boundTo("pv1"))}, refusal: `persistentvolume "pv1" not found.`},
 		"bound to a volume on b":         {pod: usingClaims("c"), objs: []any{mkClaim("c", "x", "1Gi", boundTo("pv1")), mkVolume("pv1", "x", "1Gi", onHosts("b"))}, want: "b"},
 		"bound to a volume on a third node": {pod: usingClaims("c"), objs: []any{mkClaim("c", "x", "1Gi", boundTo("pv1")), mkVolume("pv1", "x", "1Gi", onHosts("z"))},
-			refusal: "0/2 nodes are available: 2 node(s) didn't match PersistentVolume's node affinity. preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling."},
+			refusal: "0/2 nodes are available: 2 node(s) didn't match PersistentVolume's node affinity. no new claims to deallocate, preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling."},
 		"bound to a volume that any node reaches": {pod: usingClaims("c"), objs: []any{mkClaim("c", "x", "1Gi", boundTo("pv1")), mkVolume("pv1", "x", "1Gi")}, want: everywhere},
 
 		"a free volume on b": {pod: usingClaims("c"), objs: []any{mkClaim("c", "local", "1Gi"), mkClass("local", volumehelpers.NotSupportedProvisioner, wait), mkVolume("pv1", "local", "1Gi", onHosts("b"))}, want: "b"},

@@ -53,6 +53,9 @@ const (
 	Volumes                           // a volume is new, free, or somewhere else
 	StorageClasses                    // a storage class is new, or allows other places
 	CSI                               // a driver, its room on a node or its capacity, changed
+	ResourceClaims                    // a claim of devices is new, changed or gave some back
+	DeviceClasses                     // a class of devices is new or changed
+	DeviceSlices                      // devices are new or changed
 	Any             Event = 1<<iota - 1
 )
 
