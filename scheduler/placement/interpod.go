@@ -69,17 +69,20 @@ type interPod struct {
 	anti         domainSums // pods that it does not want; parallel to the terms
 	needed       int64      // sum of affinity
 	selfMatch    bool       // it matches all its own affinity terms
+	idle         bool       // neither it nor any pod that is there has a say
 }
 
 func (p *plan) newInterPod() interPod {
 	var ip interPod
+	var repelled int64
 	p.s.groups.each(p.pod, p.namespace, func(g *termGroup) {
 		if g.kind == repels {
 			d := p.of(&ip.existingAnti, g.term.topologyKey)
-			sumDomains(g.perSlot, d.topology, 1, d.counts)
+			repelled += sumDomains(g.perSlot, d.topology, 1, d.counts)
 		}
 	})
 	terms := &p.info.terms
+	ip.idle = repelled == 0 && len(terms.required)+len(terms.requiredAnti) == 0
 	if len(terms.required) > 0 {
 		there := p.s.termCounter(terms.required)
 		for i := range terms.required {
@@ -97,9 +100,11 @@ func (p *plan) newInterPod() interPod {
 	return ip
 }
 
-// interTrial counts a pod in, or out, on the node on trial.
+// interTrial counts a pod in, or out, on the node on trial. As upstream, a
+// nominated pod's anti-affinity alone does not wake the rule: its PreFilter
+// has skipped it by then.
 func (p *plan) interTrial(info *podInfo, n *node, delta int64) {
-	if !p.asks(InterPodAffinity) {
+	if !p.asks(InterPodAffinity) || p.inter.idle {
 		return
 	}
 	for i := range info.terms.requiredAnti {

@@ -195,7 +195,9 @@ type Explanation struct {
 	Node    string
 	Filter  Filter   // the rule that refused; "" if the node could take the pod
 	Reasons []string // of that rule
-	Scores  Scores   // weighted, if the node could take the pod
+	// EvictionMayHelp says that the rule could let the pod in if pods went from the node.
+	EvictionMayHelp bool
+	Scores          Scores // weighted, if the node could take the pod
 }
 
 // Explain tells node by node, in the order of their names, what refuses the
@@ -213,7 +215,7 @@ func (s *Snapshot) Explain(req Request) ([]Explanation, error) {
 		} else if a, v := p.consider(n); v.ok() {
 			found, at = append(found, option{n, a}), append(at, len(out))
 		} else {
-			e.Filter, e.Reasons = v.by, append([]string{v.reason}, v.more...)
+			e.Filter, e.Reasons, e.EvictionMayHelp = v.by, append([]string{v.reason}, v.more...), v.evictOK
 		}
 		out = append(out, e)
 	}

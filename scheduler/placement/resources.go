@@ -126,7 +126,7 @@ func scored(pod *v1.Pod, placed bool, request v1.ResourceList) v1.ResourceList {
 	if _, ok := request[v1.ResourceMemory]; !ok || !podLevel || !placed {
 		missing[v1.ResourceMemory] = *resource.NewQuantity(scoreMemory, resource.DecimalSI)
 	}
-	if len(missing) == 0 || everyContainerRequests(pod) && (placed || !podLevel) {
+	if len(missing) == 0 || everyContainerRequests(pod) && !resizeInfeasible(pod) && (placed || !podLevel) {
 		return request
 	}
 	return resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{
@@ -135,6 +135,17 @@ func scored(pod *v1.Pod, placed bool, request v1.ResourceList) v1.ResourceList {
 		SkipPodLevelResources:                          !placed,
 		NonMissingContainerRequests:                    missing,
 	})
+}
+
+// resizeInfeasible is true of a pod whose node will never grant what its
+// specification wants: then only what is granted counts.
+func resizeInfeasible(pod *v1.Pod) bool {
+	for i := range pod.Status.Conditions {
+		if c := &pod.Status.Conditions[i]; c.Type == v1.PodResizePending {
+			return c.Reason == v1.PodReasonInfeasible
+		}
+	}
+	return false
 }
 
 // everyContainerRequests is the common case in which the second, costly sum

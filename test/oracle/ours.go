@@ -1,0 +1,114 @@
+package oracle
+
+import (
+	"math/rand/v2"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"skein.io/skein/scheduler/placement"
+)
+
+// snapshotOf shows the world to placement, as the scheduler's watches do.
+func snapshotOf(w *world) *placement.Snapshot {
+	s := placement.NewSnapshot()
+	for _, ns := range w.Namespaces {
+		s.SetNamespace(ns.Name, ns.Labels)
+	}
+	for _, n := range w.Nodes {
+		s.SetNode(n)
+	}
+	for _, p := range w.Pods {
+		if p.Spec.NodeName != "" {
+			s.SetPod(p, p.Spec.NodeName)
+		} else {
+			s.Nominate(p, p.Status.NominatedNodeName)
+		}
+	}
+	return s
+}
+
+// workload is what the scheduler's view finds for a pod.
+func workload(w *world, pod *v1.Pod) *metav1.LabelSelector {
+	owner := metav1.GetControllerOfNoCopy(pod)
+	if owner == nil {
+		return nil
+	}
+	switch owner.APIVersion + "/" + owner.Kind {
+	case "apps/v1/ReplicaSet":
+		for _, o := range w.ReplicaSets {
+			if o.Namespace == pod.Namespace && o.Name == owner.Name {
+				return o.Spec.Selector
+			}
+		}
+	case "apps/v1/StatefulSet":
+		for _, o := range w.StatefulSets {
+			if o.Namespace == pod.Namespace && o.Name == owner.Name {
+				return o.Spec.Selector
+			}
+		}
+	case "v1/ReplicationController":
+		for _, o := range w.Controllers {
+			if o.Namespace == pod.Namespace && o.Name == owner.Name {
+				return &metav1.LabelSelector{MatchLabels: o.Spec.Selector}
+			}
+		}
+	}
+	return nil
+}
+
+func requestOf(w *world, profile *placement.Profile, pod *v1.Pod) placement.Request {
+	var services []*v1.Service
+	for _, s := range w.Services {
+		if s.Namespace == pod.Namespace {
+			services = append(services, s)
+		}
+	}
+	return placement.Request{Pod: pod, Profile: profile, Peers: placement.DefaultSelector(pod, services, workload(w, pod)), Budgets: w.Budgets}
+}
+
+// askOurs puts the same question to placement. chosen is the node on which others would be evicted.
+func askOurs(w *world, s *placement.Snapshot, profile *placement.Profile, pod *v1.Pod) (out *answer, d placement.Decision, err error) {
+	req := requestOf(w, profile, pod)
+	out = &answer{Nodes: map[string]nodeAnswer{}, Options: map[string]option{}, Eligible: true}
+	explained, err := s.Explain(req)
+	if err != nil {
+		return nil, d, err
+	}
+	for _, e := range explained {
+		a := nodeAnswer{Filter: string(e.Filter), Reasons: e.Reasons, Evict: e.EvictionMayHelp, Scores: scoresOf(&e.Scores)}
+		if a.Filter == "" {
+			a.Total = e.Scores.Total()
+		} else {
+			a.Scores = nil
+		}
+		out.Nodes[e.Node] = a
+	}
+	if d, err = s.Place(req, rand.New(rand.NewPCG(w.Seed, 0))); err != nil || d.Refusal == nil {
+		return out, d, err
+	}
+	out.Message = d.Refusal.Error()
+	if !profile.NoPreemption {
+		for _, p := range s.Preemptions(req) {
+			o := option{Violations: int64(p.Violations)}
+			for _, victim := range p.Victims {
+				o.Victims = append(o.Victims, victim.Namespace+"/"+victim.Name)
+			}
+			out.Options[p.Node] = o
+		}
+	}
+	return out, d, nil
+}
+
+func scoresOf(s *placement.Scores) map[string]int64 {
+	out := map[string]int64{}
+	for name, score := range map[string]int64{
+		"TaintToleration": s.Taints, "NodeAffinity": s.NodeAffinity, "PodTopologySpread": s.Spread, "InterPodAffinity": s.InterPod,
+		"NodeResourcesFit": s.Fit, "NodeResourcesBalancedAllocation": s.Balanced, "ImageLocality": s.ImageLocality,
+	} {
+		if score != 0 {
+			out[name] = score
+		}
+	}
+	return out
+}

@@ -1,0 +1,264 @@
+package oracle
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/tools/cache"
+	resourceslicetracker "k8s.io/dynamic-resource-allocation/resourceslice/tracker"
+	"k8s.io/klog/v2"
+	fwk "k8s.io/kube-scheduler/framework"
+	"k8s.io/kubernetes/pkg/scheduler/apis/config"
+	schedcache "k8s.io/kubernetes/pkg/scheduler/backend/cache"
+	"k8s.io/kubernetes/pkg/scheduler/framework"
+	"k8s.io/kubernetes/pkg/scheduler/framework/plugins"
+	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/defaultpreemption"
+	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/dynamicresources"
+	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/names"
+	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/nodevolumelimits"
+	frameworkruntime "k8s.io/kubernetes/pkg/scheduler/framework/runtime"
+	"k8s.io/kubernetes/pkg/scheduler/metrics"
+	"k8s.io/kubernetes/pkg/scheduler/util/assumecache"
+)
+
+// upstream is kube-scheduler's framework with one profile, fed from memory: its listers read stores that a case fills.
+type upstream struct {
+	ctx        context.Context
+	factory    informers.SharedInformerFactory
+	framework  framework.Framework
+	preemption *defaultpreemption.DefaultPreemption
+	current    *current
+}
+
+// current is the case at hand, as the plugins look at it.
+type current struct {
+	*schedcache.Snapshot
+	nominated map[string][]fwk.PodInfo
+}
+
+func (c *current) NodeInfos() fwk.NodeInfoLister                                 { return c.Snapshot }
+func (c *current) StorageInfos() fwk.StorageInfoLister                           { return c.Snapshot }
+func (c *current) PodGroupStates() fwk.PodGroupStateLister                       { return c.Snapshot.PodGroupStates() }
+func (c *current) DeleteNominatedPodIfExists(*v1.Pod)                            {}
+func (c *current) NominatedPodsForNode(n string) []fwk.PodInfo                   { return c.nominated[n] }
+func (c *current) AddNominatedPod(klog.Logger, fwk.PodInfo, *fwk.NominatingInfo) {}
+func (c *current) UpdateNominatedPod(klog.Logger, *v1.Pod, fwk.PodInfo)          {}
+
+// newUpstream makes the framework as scheduler.New does. It ends with ctx.
+func newUpstream(ctx context.Context, profile *config.KubeSchedulerProfile) (*upstream, error) {
+	metrics.Register()
+	client := fake.NewSimpleClientset()
+	u := &upstream{ctx: ctx, factory: informers.NewSharedInformerFactory(client, 0), current: &current{Snapshot: schedcache.NewEmptySnapshot()}}
+	claims := assumecache.NewAssumeCache(klog.FromContext(ctx), u.factory.Resource().V1().ResourceClaims().Informer(), "ResourceClaim", "", nil)
+	slicesOf, err := resourceslicetracker.StartTracker(ctx, resourceslicetracker.Options{SliceInformer: u.factory.Resource().V1().ResourceSlices(), KubeClient: client})
+	if err != nil {
+		return nil, err
+	}
+	registry := plugins.NewInTreeRegistry()
+	inner := registry[names.DefaultPreemption]
+	registry[names.DefaultPreemption] = func(ctx context.Context, args runtime.Object, h fwk.Handle) (fwk.Plugin, error) {
+		p, err := inner(ctx, args, h)
+		if err == nil {
+			u.preemption = p.(*defaultpreemption.DefaultPreemption)
+		}
+		return p, err
+	}
+	u.framework, err = frameworkruntime.NewFramework(ctx, registry, profile,
+		frameworkruntime.WithClientSet(client),
+		frameworkruntime.WithInformerFactory(u.factory),
+		frameworkruntime.WithSharedDRAManager(dynamicresources.NewDRAManager(ctx, claims, slicesOf, u.factory)),
+		frameworkruntime.WithSharedCSIManager(nodevolumelimits.NewCSIManager(u.factory.Storage().V1().CSINodes().Lister())),
+		frameworkruntime.WithSnapshotSharedLister(u.current),
+		frameworkruntime.WithPodNominator(u.current),
+		frameworkruntime.WithParallelism(1),
+	)
+	if err != nil {
+		return nil, err
+	}
+	return u, nil
+}
+
+// show makes the world the one that the plugins look at.
+func (u *upstream) show(w *world) error {
+	placed := make([]*v1.Pod, 0, len(w.Pods))
+	nominated := map[string][]fwk.PodInfo{}
+	for _, p := range w.Pods {
+		switch {
+		case p.Spec.NodeName != "":
+			placed = append(placed, p)
+		case p.Status.NominatedNodeName != "":
+			info, err := framework.NewPodInfo(p)
+			if err != nil {
+				return err
+			}
+			nominated[p.Status.NominatedNodeName] = append(nominated[p.Status.NominatedNodeName], info)
+		}
+	}
+	u.current.Snapshot, u.current.nominated = schedcache.NewSnapshot(placed, w.Nodes), nominated
+	core, apps := u.factory.Core().V1(), u.factory.Apps().V1()
+	for _, s := range []struct {
+		store   cache.Indexer
+		objects []any
+	}{
+		{core.Namespaces().Informer().GetIndexer(), anys(w.Namespaces)},
+		{core.Services().Informer().GetIndexer(), anys(w.Services)},
+		{core.ReplicationControllers().Informer().GetIndexer(), anys(w.Controllers)},
+		{apps.ReplicaSets().Informer().GetIndexer(), anys(w.ReplicaSets)},
+		{apps.StatefulSets().Informer().GetIndexer(), anys(w.StatefulSets)},
+	} {
+		if err := s.store.Replace(s.objects, ""); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func anys[T any](in []T) []any {
+	out := make([]any, len(in))
+	for i := range in {
+		out[i] = in[i]
+	}
+	return out
+}
+
+// answer is what is compared.
+type answer struct {
+	Nodes    map[string]nodeAnswer
+	Message  string            // of a pod that fits nowhere
+	Options  map[string]option // by node, of a pod that fits nowhere
+	Eligible bool              // the pod may evict others
+}
+
+type nodeAnswer struct {
+	Filter  string
+	Reasons []string
+	Evict   bool // evicting pods from the node could help
+	Scores  map[string]int64
+	Total   int64
+}
+
+type option struct {
+	Victims    []string
+	Violations int64
+}
+
+// ask runs one scheduling cycle up to the choice among equals, as schedulePod and Evaluator.Preempt do.
+func (u *upstream) ask(w *world, pod *v1.Pod) (*answer, string, error) {
+	state := framework.NewCycleState()
+	all, err := u.current.Snapshot.List()
+	if err != nil {
+		return nil, "", err
+	}
+	out := &answer{Nodes: map[string]nodeAnswer{}, Options: map[string]option{}}
+	status := framework.NewDefaultNodeToStatus()
+	pre, s, by := u.framework.RunPreFilterPlugins(u.ctx, state, pod)
+	var feasible []fwk.NodeInfo
+	wholeMessage := ""
+	switch {
+	case !s.IsSuccess() && !s.IsRejected():
+		return nil, "", fmt.Errorf("prefilter: %w", s.AsError())
+	case !s.IsSuccess():
+		status.SetAbsentNodesStatus(s)
+		wholeMessage = s.Message()
+	default:
+		if !pre.AllNodes() {
+			status.SetAbsentNodesStatus(fwk.NewStatus(fwk.UnschedulableAndUnresolvable, fmt.Sprintf("node(s) didn't satisfy plugin(s) %v", slices.Sorted(maps.Keys(by)))).WithPlugin(slices.Sorted(maps.Keys(by))[0]))
+		}
+		for _, n := range all {
+			if !pre.AllNodes() && !pre.NodeNames.Has(n.Node().Name) {
+				continue
+			}
+			verdict := u.framework.RunFilterPluginsWithNominatedPods(u.ctx, state, pod, n)
+			switch {
+			case verdict.IsSuccess():
+				feasible = append(feasible, n)
+			case verdict.IsRejected():
+				status.Set(n.Node().Name, verdict)
+			default:
+				return nil, "", fmt.Errorf("filter on %s: %w", n.Node().Name, verdict.AsError())
+			}
+		}
+	}
+	fits := map[string]bool{}
+	for _, n := range feasible {
+		fits[n.Node().Name] = true
+	}
+	for _, n := range all {
+		if name := n.Node().Name; !fits[name] {
+			v := status.Get(name)
+			out.Nodes[name] = nodeAnswer{Filter: v.Plugin(), Reasons: v.Reasons(), Evict: v.Code() == fwk.Unschedulable}
+		}
+	}
+	if len(feasible) > 0 {
+		return out, "", u.score(state, pod, feasible, out)
+	}
+	chosen, told, err := u.preempt(state, w, pod, status, out)
+	if err != nil {
+		return nil, "", err
+	}
+	fit := &framework.FitError{Pod: pod, NumAllNodes: len(all), Diagnosis: framework.Diagnosis{NodeToStatus: status, PreFilterMsg: wholeMessage, PostFilterMsg: told}}
+	out.Message = fit.Error()
+	return out, chosen, nil
+}
+
+func (u *upstream) score(state fwk.CycleState, pod *v1.Pod, feasible []fwk.NodeInfo, out *answer) error {
+	if s := u.framework.RunPreScorePlugins(u.ctx, state, pod, feasible); !s.IsSuccess() {
+		return fmt.Errorf("prescore: %w", s.AsError())
+	}
+	scores, s := u.framework.RunScorePlugins(u.ctx, state, pod, feasible)
+	if !s.IsSuccess() {
+		return fmt.Errorf("score: %w", s.AsError())
+	}
+	for _, n := range scores {
+		a := nodeAnswer{Scores: map[string]int64{}, Total: n.TotalScore}
+		for _, p := range n.Scores {
+			if p.Score != 0 {
+				a.Scores[p.Name] = p.Score
+			}
+		}
+		out.Nodes[n.Name] = a
+	}
+	return nil
+}
+
+// preempt is Evaluator.Preempt without evicting anybody. It tries all nodes, not a random tenth of them.
+func (u *upstream) preempt(state fwk.CycleState, w *world, pod *v1.Pod, status *framework.NodeToStatus, out *answer) (node, message string, err error) {
+	if u.preemption == nil {
+		return "", "", nil
+	}
+	ok, why := u.preemption.PodEligibleToPreemptOthers(u.ctx, pod, status.Get(pod.Status.NominatedNodeName))
+	if out.Eligible = ok; !ok {
+		return "", "preemption: " + why, nil
+	}
+	nodes, err := status.NodesForStatusCode(u.current.Snapshot, fwk.Unschedulable)
+	if err != nil {
+		return "", "", err
+	}
+	result := framework.NewDefaultNodeToStatus()
+	if len(nodes) > 0 {
+		candidates, tried, err := u.preemption.Evaluator.DryRunPreemption(u.ctx, state, pod, nodes, w.Budgets, 0, int32(len(nodes)))
+		if err != nil {
+			return "", "", err
+		}
+		result = tried
+		for _, c := range candidates {
+			o := option{Violations: c.Victims().NumPDBViolations}
+			for _, victim := range c.Victims().Pods {
+				o.Victims = append(o.Victims, victim.Namespace+"/"+victim.Name)
+			}
+			out.Options[c.Name()] = o
+		}
+		if len(candidates) > 0 {
+			return u.preemption.Evaluator.SelectCandidate(u.ctx, candidates).Name(), "", nil
+		}
+	}
+	result.SetAbsentNodesStatus(fwk.NewStatus(fwk.UnschedulableAndUnresolvable, "Preemption is not helpful for scheduling"))
+	fit := &framework.FitError{Pod: pod, NumAllNodes: len(w.Nodes), Diagnosis: framework.Diagnosis{NodeToStatus: result}}
+	return "", "preemption: " + fit.Error(), nil
+}
