@@ -74,6 +74,7 @@ e2e: build bin/kubectl bin/helm bin/skein-manager ## the agent on a real contain
 slices: ## a slice of each slow suite that is no Go test of the default build: etcd's own tools on the store, and its speed beside etcd's
 	@$(MAKE) --no-print-directory etcdctl-store
 	@$(MAKE) --no-print-directory diff-api-fast
+	@$(MAKE) --no-print-directory oracle-fast
 	@$(MAKE) --no-print-directory bench-store-fast || $(MAKE) --no-print-directory bench-store-fast # a machine may be busy once
 	@$(MAKE) --no-print-directory bench-api-fast || $(MAKE) --no-print-directory bench-api-fast
 	@$(MAKE) --no-print-directory conformance-fast || $(MAKE) --no-print-directory conformance-fast
@@ -141,6 +142,15 @@ diff-api: bin/kube-apiserver bin/kubectl diff-api-etcd ## 2,500 commands and req
 
 diff-api-fast: bin/kubectl ## the same requests to Skein alone, compared with the answers that were kept
 	$(DIFFAPI) -run TestSameAsRecorded
+
+# Placement against kube-scheduler's own plugins, over CASES clusters made from SEED on (test/oracle).
+.PHONY: oracle oracle-fast
+ORACLE = cd test/oracle && CGO_ENABLED=0 go test -count=1 -tags $(TAGS) -timeout 30m -v ./...
+oracle: ## placement and kube-scheduler's plugins on 20,000 generated clusters: the same verdicts, scores and evictions; a minute or two
+	CASES=$(or $(CASES),20000) SEED=$(or $(SEED),1) $(SHELL) -c '$(ORACLE)'
+
+oracle-fast: ## a slice of it in seconds, after upstream's scheduler is built
+	@CASES=$(or $(CASES),1500) SEED=$(or $(SEED),1) $(SHELL) -c '$(ORACLE)'
 
 # The upstream conformance suite on a cluster of three nodes. FOCUS and SKIP are regular expressions over the tests' names; CONFORMANCE
 # takes other flags of bin/skein-conformance (--keep leaves the cluster up).
