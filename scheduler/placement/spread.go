@@ -174,8 +174,7 @@ func (c *hardConstraint) leastFilled(domain int32) int64 {
 	return others
 }
 
-// spreadTrial counts a pod in, or out, on the node on trial. An empty selector,
-// which counts no pod that is there, takes it for a match, as upstream.
+// spreadTrial counts a pod in, or out, on the node on trial.
 func (p *plan) spreadTrial(pod *v1.Pod, n *node, delta int64) {
 	if len(p.spread) == 0 || pod.Namespace != p.pod.Namespace || pod.DeletionTimestamp != nil ||
 		!inAll(n, len(p.spread), func(i int) *topology { return p.spread[i].topology }) {
@@ -183,7 +182,7 @@ func (p *plan) spreadTrial(pod *v1.Pod, n *node, delta int64) {
 	}
 	for i := range p.spread {
 		c := &p.spread[i]
-		if c.selector.Matches(labels.Set(pod.Labels)) && p.countsIn(&c.constraint, n) {
+		if !c.selector.Empty() && c.selector.Matches(labels.Set(pod.Labels)) && p.countsIn(&c.constraint, n) {
 			c.add(n, delta)
 		}
 	}

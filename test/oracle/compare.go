@@ -85,6 +85,10 @@ func (j *judge) comparePod(w *world, u *upstream, s *placement.Snapshot, profile
 	if why := misplaced(want, &decision, pod); why != "" {
 		differ("%s", why)
 	}
+	if len(errs) > 0 && spreadsByNothing(pod) && nominatedBeside(w, pod) {
+		j.tally.Accepted["spread-empty-selector"]++
+		return nil
+	}
 	if decision.Node != "" || want.Message == "" {
 		return errors.Join(errs...)
 	}
@@ -147,12 +151,26 @@ func (j *judge) acceptedEviction(w *world, pod *v1.Pod) string {
 	if w.Profile == 0 && !slices.ContainsFunc(pod.Spec.TopologySpreadConstraints, func(c v1.TopologySpreadConstraint) bool { return c.WhenUnsatisfiable == v1.DoNotSchedule }) {
 		return "" // nothing is counted in domains
 	}
+	if spreadsByNothing(pod) {
+		return "spread-empty-selector"
+	}
 	for _, p := range w.Pods {
 		if p.DeletionTimestamp != nil && p.Namespace == pod.Namespace {
 			return "spread-terminating"
 		}
 	}
 	return ""
+}
+
+func spreadsByNothing(pod *v1.Pod) bool {
+	return slices.ContainsFunc(pod.Spec.TopologySpreadConstraints, func(c v1.TopologySpreadConstraint) bool {
+		s := c.LabelSelector
+		return c.WhenUnsatisfiable == v1.DoNotSchedule && s != nil && len(s.MatchLabels)+len(s.MatchExpressions) == 0 && len(c.MatchLabelKeys) == 0
+	})
+}
+
+func nominatedBeside(w *world, pod *v1.Pod) bool {
+	return slices.ContainsFunc(w.Pods, func(p *v1.Pod) bool { return p.Spec.NodeName == "" && p.Namespace == pod.Namespace })
 }
 
 // harm is what upstream compares options by, so that equals can be told from others.
