@@ -8,15 +8,19 @@ import (
 	"skein.io/skein/scheduler/controller/disruption"
 	"skein.io/skein/scheduler/controller/endpoints"
 	"skein.io/skein/scheduler/controller/endpointslice"
+	"skein.io/skein/scheduler/controller/ephemeralvolume"
 	"skein.io/skein/scheduler/controller/garbage"
 	jobs "skein.io/skein/scheduler/controller/job"
 	"skein.io/skein/scheduler/controller/namespace"
+	"skein.io/skein/scheduler/controller/persistentvolume"
 	"skein.io/skein/scheduler/controller/podgc"
 	"skein.io/skein/scheduler/controller/quota"
 	"skein.io/skein/scheduler/controller/replicaset"
 	"skein.io/skein/scheduler/controller/serviceaccount"
 	"skein.io/skein/scheduler/controller/statefulset"
 	"skein.io/skein/scheduler/controller/ttl"
+	"skein.io/skein/scheduler/controller/volumeexpand"
+	"skein.io/skein/scheduler/controller/volumeprotection"
 )
 
 // Controllers lists everything that the leader runs beside placement. Adding
@@ -38,6 +42,12 @@ func Controllers() []NewController {
 		plain(serviceaccount.New),
 		plain(quota.New),
 		plain(ttl.New),
+		plain(persistentvolume.New),
+		plain(ephemeralvolume.New),
+		plain(volumeexpand.New),
+		plain(volumeprotection.NewClaims),
+		plain(volumeprotection.NewVolumes),
+		plain(volumeprotection.NewClasses),
 		plain(namespace.New),
 		plain(garbage.New),
 	}

@@ -96,6 +96,8 @@ func EnsureIndexes(informer cache.SharedIndexInformer, names ...string) error {
 			add[name] = indexByNode
 		case IndexEnded:
 			add[name] = indexEnded
+		case IndexClaim:
+			add[name] = indexByClaim
 		default:
 			return fmt.Errorf("controller: no index of the name %q", name)
 		}
