@@ -16,6 +16,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"skein.io/skein/scheduler/controller"
+	"skein.io/skein/scheduler/controller/horizontalpodautoscaler"
 	"skein.io/skein/scheduler/controller/node"
 	"skein.io/skein/scheduler/queue"
 )
@@ -57,6 +58,8 @@ type Config struct {
 	// Quota makes what works out the usage of quotas, from the shared view. Nil:
 	// the status of quotas is not kept.
 	Quota func(informers.SharedInformerFactory) controller.Quota
+	// Autoscaling is what autoscalers read and scale; see horizontalpodautoscaler.NewWorld. Nil: they are left alone.
+	Autoscaling horizontalpodautoscaler.World
 	// BindWorkers is how many bindings and status writes are under way at once.
 	// Default 32: enough to fill the store's batches, few enough to keep order
 	// close to that of the decisions.

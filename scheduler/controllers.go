@@ -10,6 +10,7 @@ import (
 	"skein.io/skein/scheduler/controller/endpointslice"
 	"skein.io/skein/scheduler/controller/ephemeralvolume"
 	"skein.io/skein/scheduler/controller/garbage"
+	"skein.io/skein/scheduler/controller/horizontalpodautoscaler"
 	jobs "skein.io/skein/scheduler/controller/job"
 	"skein.io/skein/scheduler/controller/namespace"
 	"skein.io/skein/scheduler/controller/persistentvolume"
@@ -37,6 +38,7 @@ func Controllers() []NewController {
 		plain(jobs.New),
 		plain(cronjob.New),
 		plain(disruption.New),
+		newAutoscaler,
 		plain(endpointslice.New),
 		plain(endpoints.New),
 		plain(serviceaccount.New),
@@ -51,6 +53,11 @@ func Controllers() []NewController {
 		plain(namespace.New),
 		plain(garbage.New),
 	}
+}
+
+// newAutoscaler makes the controller of HorizontalPodAutoscalers.
+func newAutoscaler(deps controller.Deps, cfg Config) controller.Controller {
+	return horizontalpodautoscaler.New(deps, cfg.Autoscaling)
 }
 
 // plain adapts a controller that needs only the shared dependencies.

@@ -24,6 +24,7 @@ import (
 	klogs "k8s.io/kubectl/pkg/cmd/logs"
 	krollout "k8s.io/kubectl/pkg/cmd/rollout"
 	kscale "k8s.io/kubectl/pkg/cmd/scale"
+	ktop "k8s.io/kubectl/pkg/cmd/top"
 	cmdutil "k8s.io/kubectl/pkg/cmd/util"
 
 	"skein.io/skein/node/client"
@@ -51,6 +52,7 @@ var kubectlVerbs = map[string]func(cmdutil.Factory, genericiooptions.IOStreams) 
 	"logs":     klogs.NewCmdLogs,
 	"exec":     kexec.NewCmdExec,
 	"scale":    kscale.NewCmdScale,
+	"top":      ktop.NewCmdTop,
 	"cordon":   kdrain.NewCmdCordon,
 	"uncordon": kdrain.NewCmdUncordon,
 	"drain":    kdrain.NewCmdDrain,

@@ -48,6 +48,7 @@ type CLI struct {
 	Delete   kubectlCmd `cmd:"" group:"objects" passthrough:"" help:"Delete objects."`
 	Logs     kubectlCmd `cmd:"" group:"objects" passthrough:"" help:"Show the log of a container."`
 	Exec     kubectlCmd `cmd:"" group:"objects" passthrough:"" help:"Run a command in a container."`
+	Top      kubectlCmd `cmd:"" group:"objects" passthrough:"" help:"Show what nodes and pods use of CPU and memory."`
 	Rollout  kubectlCmd `cmd:"" group:"objects" passthrough:"" help:"Follow, undo or restart a rollout."`
 	Scale    kubectlCmd `cmd:"" group:"objects" passthrough:"" help:"Set the number of replicas."`
 	Cordon   kubectlCmd `cmd:"" group:"objects" passthrough:"" help:"Let no new pods onto a node."`

@@ -133,7 +133,7 @@ func roles() []rbacv1.ClusterRole {
 		ObjectMeta: metav1.ObjectMeta{Name: discoveryRole, Labels: map[string]string{"kubernetes.io/bootstrapping": "rbac-defaults"}},
 		Rules: []rbacv1.PolicyRule{{Verbs: []string{"get"},
 			NonResourceURLs: []string{"/api", "/api/*", "/apis", "/apis/*", serviceaccount.OpenIDConfigPath, serviceaccount.JWKSPath}}},
-	}}
+	}, metricsReader()}
 }
 
 // bindings are Skein's additions to upstream's bootstrap policy.

@@ -161,7 +161,7 @@ func (b *build) genericConfig() *genericapiserver.Config {
 	c.MaxRequestBodyBytes = b.cfg.Limits.Body
 	watches := newWatchLimit(b.cfg.Limits, c.Serializer)
 	c.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler {
-		h = refuse(watches.bound(h), c.Serializer)
+		h = refuse(watches.bound(listMetrics(h, c.Serializer, legacyscheme.Codecs.UniversalDeserializer())), c.Serializer)
 		if b.log.enabled() {
 			h = known(h)
 		}
@@ -278,6 +278,8 @@ func (b *build) buildMain(crds *apiextensionsapi.CustomResourceDefinitions) (*ge
 			}
 		}
 	}
+	measured := b.resourceMetrics()
+	infos = append(infos, &measured)
 	types := openapi.NewTypes(b.docs)
 	if err := router.Install(main, completed, infos, types.For, b.rawLister); err != nil {
 		return nil, err

@@ -16,6 +16,7 @@ import (
 	"skein.io/skein/node/api"
 	"skein.io/skein/scheduler"
 	"skein.io/skein/scheduler/controller"
+	"skein.io/skein/scheduler/controller/horizontalpodautoscaler"
 )
 
 // lead runs what only the leader of the cluster does, whenever this node is it.
@@ -73,6 +74,7 @@ func (n *node) reign(ctx context.Context, term uint64) error {
 		sc.PodCIDR, sc.RootCA = n.id.Cluster.PodCIDR, keys.authority.CertPEM()
 		sc.Quota = func(f informers.SharedInformerFactory) controller.Quota { return api.NewQuotaUsage(f, client, meta) }
 		sc.Node.Board = &n.zones
+		sc.Autoscaling = horizontalpodautoscaler.NewWorld(cfg)
 		sc.Logger = n.log.With("part", "scheduler")
 		return scheduler.Run(ctx, sc)
 	})

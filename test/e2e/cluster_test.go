@@ -32,6 +32,7 @@ func TestCluster(t *testing.T) {
 		{"verbs", w.verbs},
 		{"pods", w.pods},
 		{"workloads", w.workloads},
+		{"autoscale", w.autoscale},
 		{"crash", w.crash},
 		{"sealed", w.sealed},
 		{"shard leaders", w.shardLeaders},

@@ -35,6 +35,10 @@ var kubectlRollout = []check{
 var kubectlPods = []check{
 	ok("k create -f box.yaml && k wait --for=condition=Ready pod/box --timeout=40s", "condition met"),
 	ok("k logs box -c lines --tail=2", `\d`),
+	soon("k top pods box --containers", `box +lines +\d+m +\d+Mi`),
+	ok("k top pods -l app=box --sort-by=memory --sum", `box +\d+m +\d+Mi`),
+	ok("k top nodes --sort-by=cpu", `n1 +\d+m +\d+% +\d+Mi`),
+	ok("k get podmetrics && k get nodemetrics", "NAME +CPU +MEMORY +WINDOW", `n1 +\d+n`),
 	ok("k logs box 2>&1", "Defaulted container"),
 	ok("k logs box --all-containers --tail=1 --prefix", `\[pod/box/lines\]`, `\[pod/box/web\]`),
 	ok("k logs -l app=box -c lines --tail=1 --timestamps", `^20\d\d-\d\d-\d\dT`),

@@ -27,6 +27,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/proxy"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"skein.io/skein/node/agent/usage"
 )
 
 // User is who calls, by his certificate.
@@ -79,8 +81,9 @@ func (c Config) Validate() error {
 
 // Server is the handler.
 type Server struct {
-	cfg Config
-	mux *http.ServeMux
+	cfg     Config
+	mux     *http.ServeMux
+	sampler *usage.Sampler
 }
 
 // New makes a Server; it listens nowhere.
@@ -92,6 +95,7 @@ func New(cfg Config) (*Server, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{cfg: cfg, mux: http.NewServeMux()}
+	s.sampler = usage.NewSampler(s.sample)
 	s.mux.HandleFunc("/healthz", s.healthz)
 	s.mux.HandleFunc("GET /pods", s.guard("pods", s.pods))
 	s.mux.HandleFunc("GET /pods/", s.guard("pods", s.pods))
@@ -102,6 +106,7 @@ func New(cfg Config) (*Server, error) {
 		s.mux.HandleFunc(m+" /portForward/{namespace}/{pod}", s.guard("portforward", s.portForward))
 	}
 	s.mux.HandleFunc("GET /stats/summary", s.guard("stats", s.summary))
+	s.mux.HandleFunc("GET /stats/usage", s.guard("stats", s.usage))
 	s.mux.HandleFunc("GET /metrics", s.guard("metrics", s.metrics))
 	for prefix, h := range cfg.Extra {
 		s.mux.Handle(prefix, h)

@@ -4,7 +4,7 @@
 //
 // It runs upstream's own kube-apiserver of the Kubernetes version in go.mod, on an etcd in a
 // temporary directory, both inside this process, and stores what that server answers under
-// /openapi/v2 and /openapi/v3. So the documents are upstream's byte for byte, and no code that
+// /openapi/v2 and /openapi/v3, and beside them the documents of metrics.k8s.io (metrics.go). So the documents are upstream's byte for byte, and no code that
 // renders them is linked into skein (it would cost some 70 MB of memory).
 //
 // Run it through "go generate ./node/api/openapi". The output depends on the version of Kubernetes
@@ -76,6 +76,9 @@ func run(out string, all bool) error {
 	err = render(ctx, client, out, all)
 	cancel()
 	<-stopped
+	if err == nil && !all {
+		err = renderMetrics(out)
+	}
 	return err
 }
 
