@@ -11,12 +11,13 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes"
 	restclient "k8s.io/client-go/rest"
 )
 
-// Lists that are answered with what is stored are upstream's, byte for byte.
+// Lists and reads that are answered with what is stored are upstream's, byte for byte.
 func TestRawListsAreUpstreams(t *testing.T) {
 	cfg := cluster.as(cluster.servers[0], "admin", "system:masters")
 	cfg.ContentType, cfg.AcceptContentTypes = protobuf, protobuf
@@ -25,6 +26,7 @@ func TestRawListsAreUpstreams(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, ns := t.Context(), namespace(t, k)
+	core := func(k *kubernetes.Clientset) restclient.Interface { return k.CoreV1().RESTClient() }
 	must := func(_ any, err error) {
 		t.Helper()
 		if err != nil {
@@ -48,53 +50,69 @@ func TestRawListsAreUpstreams(t *testing.T) {
 	must(k.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{}))
 	defer func() { _ = k.CoreV1().Nodes().Delete(ctx, ns, metav1.DeleteOptions{}) }()
 	for _, c := range []struct {
-		client restclient.Interface
+		client func(*kubernetes.Clientset) restclient.Interface
 		gr     schema.GroupResource
 		ns     string
+		name   string
 	}{
-		{k.CoreV1().RESTClient(), schema.GroupResource{Resource: "pods"}, ns},
-		{k.CoreV1().RESTClient(), schema.GroupResource{Resource: "pods"}, ""},
-		{k.CoreV1().RESTClient(), schema.GroupResource{Resource: "configmaps"}, ns},
-		{k.CoreV1().RESTClient(), schema.GroupResource{Resource: "configmaps"}, ""},
-		{k.CoreV1().RESTClient(), schema.GroupResource{Resource: "secrets"}, ns},
-		{k.CoreV1().RESTClient(), schema.GroupResource{Resource: "serviceaccounts"}, ns},
-		{k.CoreV1().RESTClient(), schema.GroupResource{Resource: "nodes"}, ""},
-		{k.AppsV1().RESTClient(), schema.GroupResource{Group: "apps", Resource: "replicasets"}, ns},
-		{k.CoordinationV1().RESTClient(), schema.GroupResource{Group: "coordination.k8s.io", Resource: "leases"}, ns},
-		{k.DiscoveryV1().RESTClient(), schema.GroupResource{Group: "discovery.k8s.io", Resource: "endpointslices"}, ns},
-		{k.CoreV1().RESTClient(), schema.GroupResource{Resource: "pods"}, ns + "-there-is-nothing"},
+		{core, schema.GroupResource{Resource: "pods"}, ns, "o1"},
+		{core, schema.GroupResource{Resource: "pods"}, "", ""},
+		{core, schema.GroupResource{Resource: "configmaps"}, ns, "o1"},
+		{core, schema.GroupResource{Resource: "configmaps"}, "", ""},
+		{core, schema.GroupResource{Resource: "secrets"}, ns, "o1"},
+		{core, schema.GroupResource{Resource: "serviceaccounts"}, ns, "o1"},
+		{core, schema.GroupResource{Resource: "nodes"}, "", ns},
+		{func(k *kubernetes.Clientset) restclient.Interface { return k.AppsV1().RESTClient() }, schema.GroupResource{Group: "apps", Resource: "replicasets"}, ns, "o1"},
+		{func(k *kubernetes.Clientset) restclient.Interface { return k.CoordinationV1().RESTClient() }, schema.GroupResource{Group: "coordination.k8s.io", Resource: "leases"}, ns, "o1"},
+		{func(k *kubernetes.Clientset) restclient.Interface { return k.DiscoveryV1().RESTClient() }, schema.GroupResource{Group: "discovery.k8s.io", Resource: "endpointslices"}, ns, "o1"},
+		{core, schema.GroupResource{Resource: "pods"}, ns + "-there-is-nothing", ""},
 	} {
-		get := func(params ...string) []byte {
-			r := c.client.Get().NamespaceIfScoped(c.ns, c.ns != "").Resource(c.gr.Resource)
-			for i := 0; i < len(params); i += 2 {
-				r = r.Param(params[i], params[i+1])
+		for _, media := range []string{protobuf, runtime.ContentTypeJSON} {
+			read := func(name string, params ...string) []byte {
+				r := c.client(k).Get().NamespaceIfScoped(c.ns, c.ns != "").Resource(c.gr.Resource).SetHeader("Accept", media)
+				if name != "" {
+					r = r.Name(name)
+				}
+				for i := 0; i < len(params); i += 2 {
+					r = r.Param(params[i], params[i+1])
+				}
+				b, err := r.Do(ctx).Raw()
+				if err != nil {
+					t.Fatalf("%s: %v", c.gr, err)
+				}
+				return b
 			}
-			b, err := r.Do(ctx).Raw()
+			first, err := k.CoreV1().ConfigMaps("default").List(ctx, metav1.ListOptions{Limit: 1})
 			if err != nil {
-				t.Fatalf("%s: %v", c.gr, err)
+				t.Fatal(err)
 			}
-			return b
-		}
-		first, err := k.CoreV1().ConfigMaps("default").List(ctx, metav1.ListOptions{Limit: 1})
-		if err != nil {
-			t.Fatal(err)
-		}
-		at := []string{"resourceVersion", first.ResourceVersion, "resourceVersionMatch", "Exact"}
-		// A selector that selects everything leaves the list to upstream.
-		want := get(append(at, "labelSelector", "!there-is-no-such-label")...)
-		l := cluster.servers[0].build.stores.Raw(c.gr)
-		for _, turn := range []string{"that compares", "from memory"} {
-			if got := get(at...); !bytes.Equal(got, want) {
-				t.Errorf("%s in %q, the list %s: %d bytes, upstream's has %d\n%q\n%q", c.gr, c.ns, turn, len(got), len(want), got[:min(len(got), 300)], want[:min(len(want), 300)])
+			at := []string{"resourceVersion", first.ResourceVersion, "resourceVersionMatch", "Exact"}
+			compare := func(what string, got, want []byte) {
+				t.Helper()
+				if !bytes.Equal(got, want) {
+					t.Errorf("%s in %q as %s, %s: %d bytes, upstream's has %d\n%q\n%q", c.gr, c.ns, media, what, len(got), len(want), got[:min(len(got), 300)], want[:min(len(want), 300)])
+				}
+			}
+			// A selector that selects everything leaves the list to upstream, and a parameter the read.
+			want := read("", append(at, "labelSelector", "!there-is-no-such-label")...)
+			compare("a list that compares", read("", at...), want)
+			compare("a list from memory", read("", at...), want)
+			if c.name != "" {
+				compare("a read", read(c.name), read(c.name, "resourceVersion", "0"))
 			}
 		}
-		if l.Compared() == 0 {
-			t.Errorf("%s: upstream made the list", c.gr)
+		if l := cluster.servers[0].build.stores.Raw(c.gr); l.Compared() == 0 {
+			t.Errorf("%s: upstream made the lists", c.gr)
 		}
 	}
 
 	// Pages, with what is left to come.
-	j := admin(t) // JSON: upstream's
+	people := cluster.as(cluster.servers[0], "admin", "system:masters")
+	people.UserAgent = "curl/8" // gets indented JSON: upstream's
+	j, err := kubernetes.NewForConfig(people)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, o := range []metav1.ListOptions{{Limit: 2}, {Limit: 5}, {Limit: 500}, {}, {ResourceVersion: "0"}, {ResourceVersion: "1", ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan}} {
 		for {
 			got, err1 := k.CoreV1().Pods(ns).List(ctx, o)

@@ -162,7 +162,7 @@ func (f *Factory) open(c *storagebackend.ConfigForResource, resourcePrefix strin
 	}
 	if c.EncodeVersioner != nil { // custom resources are kept as JSON
 		f.mu.Lock()
-		f.raw[c.GroupResource] = rawlist.New(rawlist.Config{Client: client, Codec: c.Codec, Transformer: c.Transformer, Versioner: v,
+		f.raw[c.GroupResource] = rawlist.New(rawlist.Config{Client: client, Codec: c.Codec, Transformer: c.Transformer, Versioner: v, Resource: c.GroupResource,
 			PathPrefix: path.Join("/", c.Prefix), ResourcePrefix: resourcePrefix})
 		f.mu.Unlock()
 	}

@@ -3,7 +3,6 @@ package rawlist
 import (
 	"bytes"
 	"errors"
-	"strconv"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -16,7 +15,23 @@ const (
 	metaVersion     = 6
 )
 
-var errOther = errors.New("not a stored object of this kind")
+var (
+	// magic begins everything that Kubernetes stores or sends as protobuf.
+	magic = []byte("k8s\x00")
+	// unencoded ends it: no contentEncoding and no contentType.
+	unencoded = []byte{3<<3 | byte(protowire.BytesType), 0, 4<<3 | byte(protowire.BytesType), 0}
+
+	errOther = errors.New("not a stored object of this kind")
+)
+
+// spliced is more than how much longer a message is than what is in it and its type.
+const spliced = 48
+
+// begin appends what stands before a message of a size: its type.
+func begin(b, typeMeta []byte, size int) []byte {
+	b = protowire.AppendBytes(protowire.AppendTag(b, unknownTypeMeta, protowire.BytesType), typeMeta)
+	return protowire.AppendVarint(protowire.AppendTag(b, unknownRaw, protowire.BytesType), uint64(size))
+}
 
 // unwrap gives the object inside a message with this type.
 func unwrap(b, typeMeta []byte) (raw []byte, err error) {
@@ -52,35 +67,46 @@ func unwrap(b, typeMeta []byte) (raw []byte, err error) {
 	return raw, nil
 }
 
-// appendStored appends a stored object to the items of a list, with its resourceVersion; false = it is stored in another way.
-func appendStored(items, stored, typeMeta []byte, rev int64) ([]byte, bool) {
-	raw, err := unwrap(stored, typeMeta)
+// stored is an object as it is stored, without the envelope.
+type stored struct {
+	raw         []byte
+	meta, after int // where the content of its metadata begins and ends
+	from, to    int // where its resourceVersion is, or would be
+}
+
+// parse looks into a stored object of a type; false = it is stored in another way.
+func parse(b, typeMeta []byte) (s stored, ok bool) {
+	raw, err := unwrap(b, typeMeta)
 	if err != nil {
-		return items, false
+		return s, false
 	}
 	n, t, l := protowire.ConsumeTag(raw)
 	if l < 0 || n != objectMetadata || t != protowire.BytesType {
-		return items, false
+		return s, false
 	}
 	meta, m := protowire.ConsumeBytes(raw[l:])
 	if m < 0 {
-		return items, false
+		return s, false
 	}
-	after := raw[l+m:]
 	start, end, ok := versionIn(meta)
-	if !ok {
-		return items, false
-	}
-	version := strconv.FormatInt(rev, 10)
-	size := start + 1 + protowire.SizeBytes(len(version)) + len(meta) - end
-	items = protowire.AppendTag(items, 2, protowire.BytesType)
-	items = protowire.AppendVarint(items, uint64(1+protowire.SizeBytes(size)+len(after)))
-	items = protowire.AppendTag(items, objectMetadata, protowire.BytesType)
-	items = protowire.AppendVarint(items, uint64(size))
-	items = append(items, meta[:start]...)
-	items = protowire.AppendString(protowire.AppendTag(items, metaVersion, protowire.BytesType), version)
-	items = append(items, meta[end:]...)
-	return append(items, after...), true
+	after := l + m
+	at := after - len(meta)
+	return stored{raw: raw, meta: at, after: after, from: at + start, to: at + end}, ok
+}
+
+// size is that of the metadata with a resourceVersion, and of the whole object.
+func (s stored) size(version string) (meta, all int) {
+	meta = s.from - s.meta + protowire.SizeTag(metaVersion) + protowire.SizeBytes(len(version)) + s.after - s.to
+	return meta, protowire.SizeTag(objectMetadata) + protowire.SizeBytes(meta) + len(s.raw) - s.after
+}
+
+// append appends the object with its resourceVersion.
+func (s stored) append(b []byte, version string) []byte {
+	meta, _ := s.size(version)
+	b = protowire.AppendVarint(protowire.AppendTag(b, objectMetadata, protowire.BytesType), uint64(meta))
+	b = append(b, s.raw[s.meta:s.from]...)
+	b = protowire.AppendString(protowire.AppendTag(b, metaVersion, protowire.BytesType), version)
+	return append(b, s.raw[s.to:]...)
 }
 
 // versionIn finds where the resourceVersion is in an ObjectMeta, or where it would be.
