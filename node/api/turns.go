@@ -25,6 +25,8 @@ import (
 	utilflowcontrol "k8s.io/apiserver/pkg/util/flowcontrol"
 	fq "k8s.io/apiserver/pkg/util/flowcontrol/fairqueuing"
 	fcrequest "k8s.io/apiserver/pkg/util/flowcontrol/request"
+
+	"skein.io/skein/node/api/internal/stack"
 )
 
 // Priority and fairness shares out how many requests are worked on at once: hundreds, which suits a machine with dozens of processors. On one
@@ -297,6 +299,12 @@ func slowStrangers(a authenticator.Request) authenticator.Request {
 		return l
 	}
 	return authenticator.RequestFunc(func(r *http.Request) (*authenticator.Response, bool, error) {
+		// All that follows runs in the goroutine that upstream's timeout filter has just started.
+		if r.Method == http.MethodGet {
+			stack.Medium()
+		} else {
+			stack.Large()
+		}
 		resp, ok, err := a.AuthenticateRequest(r)
 		if ok && err == nil {
 			return resp, ok, err

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"log/slog"
+
+	"skein.io/skein/node/api/internal/stack"
 )
 
 const (
@@ -119,6 +121,7 @@ func (f *Front) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error
 }
 
 func (f *Front) serveHTTP(w http.ResponseWriter, r *http.Request) {
+	stack.Small() // upstream's outer filters
 	if h := f.cfg.Local(); h != nil {
 		f.outage.end()
 		if f.cfg.Behind() {

@@ -23,6 +23,8 @@ import (
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	versioninfo "k8s.io/component-base/version"
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
+
+	"skein.io/skein/node/api/store/transcode"
 )
 
 // TypeConverters gives the merge schema that endpoints of a group version use for apply.
@@ -33,6 +35,7 @@ func Install(s *genericapiserver.GenericAPIServer, cfg genericapiserver.Complete
 	rt := &Router{endpoints: map[key]*endpoint{}, admit: cfg.AdmissionControl, codecs: s.Serializer,
 		minWatch: time.Duration(cfg.MinRequestTimeout) * time.Second}
 	var streams []string
+	plans := &transcode.Planner{}
 	rt.media, streams = negotiation.MediaTypesForSerializer(s.Serializer)
 	rt.mediaAndStreams = slices.Concat(rt.media, streams)
 	for _, g := range groups {
@@ -42,7 +45,7 @@ func Install(s *genericapiserver.GenericAPIServer, cfg genericapiserver.Complete
 			if len(g.VersionedResourcesStorageMap[gv.Version]) == 0 {
 				continue
 			}
-			if err := rt.installVersion(s, cfg, g, gv, types(gv), raw); err != nil {
+			if err := rt.installVersion(s, cfg, g, gv, types(gv), raw, plans); err != nil {
 				return fmt.Errorf("install %s: %w", gv, err)
 			}
 			served = append(served, metav1.GroupVersionForDiscovery{GroupVersion: gv.String(), Version: gv.Version})
@@ -55,7 +58,7 @@ func Install(s *genericapiserver.GenericAPIServer, cfg genericapiserver.Complete
 	return nil
 }
 
-func (rt *Router) installVersion(s *genericapiserver.GenericAPIServer, cfg genericapiserver.CompletedConfig, g *genericapiserver.APIGroupInfo, gv schema.GroupVersion, types managedfields.TypeConverter, raw RawListers) error {
+func (rt *Router) installVersion(s *genericapiserver.GenericAPIServer, cfg genericapiserver.CompletedConfig, g *genericapiserver.APIGroupInfo, gv schema.GroupVersion, types managedfields.TypeConverter, raw RawListers, plans *transcode.Planner) error {
 	storages := g.VersionedResourcesStorageMap[gv.Version]
 	paths := make([]string, 0, len(storages))
 	for p := range storages {
@@ -74,7 +77,9 @@ func (rt *Router) installVersion(s *genericapiserver.GenericAPIServer, cfg gener
 			return fmt.Errorf("%s: %w", path, err)
 		}
 		if gr := e.scope.Resource.GroupResource(); e.scope.Subresource == "" && listedRaw[gr] {
-			e.rawLister = raw(gr)
+			if err := e.answerRaw(raw(gr), b.group.Scheme, plans); err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
 		}
 		rt.endpoints[key{gv.Group, gv.Version, e.scope.Resource.Resource, e.scope.Subresource}] = e
 		list = append(list, ar)
@@ -175,6 +180,8 @@ func (b builder) endpoint(path string) (*endpoint, error) {
 		kind, e.scope.HubGroupVersion, sub, reset); err != nil {
 		return nil, fmt.Errorf("field manager: %w", err)
 	}
+	e.createScope = e.scope
+	e.createScope.Creater = deepCreater{scheme}
 	if o, err := scheme.New(kind); err == nil {
 		o.GetObjectKind().SetGroupVersionKind(kind)
 		major, minor, err := deprecation.MajorMinor(versioninfo.Get())

@@ -25,6 +25,8 @@ import (
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/apiserver/pkg/warning"
+
+	"skein.io/skein/node/api/store/transcode"
 )
 
 // Router is an http.Handler for all resources of the groups installed in it.
@@ -41,15 +43,18 @@ type key struct{ group, version, resource, subresource string }
 
 // endpoint is one resource or subresource of one version.
 type endpoint struct {
-	scope      handlers.RequestScope
-	storage    rest.Storage
-	path       string // "pods/log"
-	namespaced bool
+	scope handlers.RequestScope
+	// createScope is scope, for creates.
+	createScope handlers.RequestScope
+	storage     rest.Storage
+	path        string // "pods/log"
+	namespaced  bool
 	// What the storage can do: list and watch; something with one object; be connected to, with a path behind.
 	lists, watches, namedOnes, subpath bool
 	warnings                           []string  // sent with every answer: the version is deprecated
 	removed                            string    // the release in which it goes
 	rawLister                          RawLister // nil: upstream lists
+	plan                               func() *transcode.Plan
 }
 
 func patchTypes() []string {
@@ -135,18 +140,18 @@ func (rt *Router) handler(e *endpoint, info *apirequest.RequestInfo, r *http.Req
 		return rt.read(e, info)
 	case "create":
 		if c, ok := e.storage.(rest.NamedCreater); ok {
-			return handlers.CreateNamedResource(c, &e.scope, rt.admit)
+			return handlers.CreateNamedResource(c, &e.createScope, rt.admit)
 		}
 		if c, ok := e.storage.(rest.Creater); ok && (!named || e.scope.Subresource != "") {
-			return handlers.CreateResource(c, &e.scope, rt.admit)
+			return handlers.CreateResource(c, &e.createScope, rt.admit)
 		}
 	case "update":
 		if u, ok := e.storage.(rest.Updater); ok && named {
-			return handlers.UpdateResource(u, &e.scope, rt.admit)
+			return handlers.UpdateResource(deepUpdater{u}, &e.scope, rt.admit)
 		}
 	case "patch":
 		if p, ok := e.storage.(rest.Patcher); ok && named {
-			return handlers.PatchResource(p, &e.scope, rt.admit, patchTypes())
+			return handlers.PatchResource(deepPatcher{p}, &e.scope, rt.admit, patchTypes())
 		}
 	case "delete":
 		if d, ok := e.storage.(rest.GracefulDeleter); ok && named {
@@ -166,7 +171,7 @@ func (rt *Router) read(e *endpoint, info *apirequest.RequestInfo) http.HandlerFu
 			return handlers.GetResourceWithOptions(g, &e.scope, e.scope.Subresource != "")
 		}
 		if g, ok := e.storage.(rest.Getter); ok {
-			return handlers.GetResource(g, &e.scope)
+			return e.rawGet(handlers.GetResource(g, &e.scope))
 		}
 		return nil
 	}
@@ -177,7 +182,7 @@ func (rt *Router) read(e *endpoint, info *apirequest.RequestInfo) http.HandlerFu
 	w, _ := e.storage.(rest.Watcher)
 	list := handlers.ListResource(l, w, &e.scope, info.Verb == "watch", rt.minWatch)
 	if info.Verb == "list" {
-		return e.raw(list)
+		return compressed(e.raw(list))
 	}
 	return list
 }
