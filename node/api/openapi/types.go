@@ -104,7 +104,7 @@ func (s scoped) ObjectToTyped(o runtime.Object, opts ...typed.ValidationOptions)
 	id := kindAt{s.gv, o.GetObjectKind().GroupVersionKind()}
 	if known, ok := s.types.known.Load(id); ok {
 		if v, err := value.NewValueReflect(o); err == nil {
-			return typed.AsTypedUnvalidated(v, known.(shape).schema, known.(shape).ref), nil
+			return typed.AsTypedUnvalidated(origin{v, o}, known.(shape).schema, known.(shape).ref), nil
 		}
 	}
 	v, err := s.validated(o, opts...)
@@ -131,6 +131,17 @@ func (s scoped) validated(o runtime.Object, opts ...typed.ValidationOptions) (*t
 	return s.types.deduced.ObjectToTyped(o, opts...)
 }
 
+// origin is a value that knows the object that it is of.
+type origin struct {
+	value.Value
+	object runtime.Object
+}
+
+// TypedToObject implements managedfields.TypeConverter. What was made of an object and is as it was is that object: for each manager of an
+// object's fields upstream comes here to see whether the version of the live object is the manager's, and would make maps of all that is in it for that.
 func (s scoped) TypedToObject(v *typed.TypedValue) (runtime.Object, error) {
+	if o, ok := v.AsValue().(origin); ok {
+		return o.object, nil
+	}
 	return s.types.deduced.TypedToObject(v)
 }
