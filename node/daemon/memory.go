@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,24 +17,23 @@ import (
 )
 
 const (
-	// gcPercent trades a little CPU for memory: an idle node has CPU to spare, and an edge node little memory. Under load busyAlloc
+	// gcPercent trades a little CPU for memory: an idle node has CPU to spare, and an edge node little memory. Under load a pacer
 	// decides. An idle leader allocates some 300 KB a second, so it collects about once in half a minute, for 50 ms.
 	gcPercent = 25
-	// busyAlloc is how much is allocated between two collections under load. A collection marks the 40 MB that a node with an API
-	// holds, and a pod's creation allocates some 300 KB: collecting is a sixth of what a creation costs. Twice as much would save a
-	// twentieth, but what stays of a load lies scattered over as many pages more, which are never free again.
-	busyAlloc = 32 << 20
 	// trimAfter is when start-up is over and what only it used can be given back.
 	trimAfter = 10 * time.Second
 )
 
+// pacing is begun once: the collector is the process's.
+var pacing sync.Once
+
 // tuneRuntime sets the collector, unless the operator did, and calms the runtime's monitor thread.
 func tuneRuntime() error {
-	percent := gcPercent
-	if os.Getenv("GOGC") != "" {
-		percent = 0
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+		pacing.Do((&pacer{now: gcPercent, started: time.Now(), at: time.Now()}).arm)
 	}
-	return host.Tune(percent, busyAlloc)
+	return host.Tune(0, 0)
 }
 
 // trimMemory gives back what starting used: some time after the node became ready, and after it began to lead.
