@@ -18,6 +18,7 @@ import (
 	"skein.io/skein/scheduler/controller"
 	"skein.io/skein/scheduler/controller/horizontalpodautoscaler"
 	"skein.io/skein/scheduler/controller/node"
+	"skein.io/skein/scheduler/controller/resourceclaim"
 	"skein.io/skein/scheduler/queue"
 )
 
@@ -73,6 +74,8 @@ type Config struct {
 	Queue queue.Config
 	// Node holds the settings of the node lifecycle; zero fields are defaults.
 	Node node.Settings
+	// Claims counts claims of dynamic resources; nil for none.
+	Claims *resourceclaim.Board
 	// Controllers makes the controllers to run beside placement. Nil: all of
 	// [Controllers].
 	Controllers []NewController

@@ -5,7 +5,9 @@ import (
 	"skein.io/skein/scheduler/controller/cronjob"
 	"skein.io/skein/scheduler/controller/daemonset"
 	"skein.io/skein/scheduler/controller/deployment"
+	"skein.io/skein/scheduler/controller/devicetaint"
 	"skein.io/skein/scheduler/controller/disruption"
+	"skein.io/skein/scheduler/controller/endpointmirror"
 	"skein.io/skein/scheduler/controller/endpoints"
 	"skein.io/skein/scheduler/controller/endpointslice"
 	"skein.io/skein/scheduler/controller/ephemeralvolume"
@@ -41,6 +43,9 @@ func Controllers() []NewController {
 		newAutoscaler,
 		plain(endpointslice.New),
 		plain(endpoints.New),
+		plain(endpointmirror.New),
+		newResourceClaim,
+		plain(devicetaint.New),
 		plain(serviceaccount.New),
 		plain(quota.New),
 		plain(ttl.New),

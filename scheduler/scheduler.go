@@ -28,6 +28,7 @@ import (
 
 	"skein.io/skein/scheduler/controller"
 	"skein.io/skein/scheduler/controller/node"
+	"skein.io/skein/scheduler/controller/resourceclaim"
 )
 
 // NewController makes one controller of a leadership.
@@ -78,6 +79,11 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// newResourceClaim makes the resource claim controller.
+func newResourceClaim(deps controller.Deps, cfg Config) controller.Controller {
+	return resourceclaim.New(deps, cfg.Claims)
 }
 
 // newNode makes the node lifecycle controller.

@@ -35,6 +35,7 @@ import (
 	"skein.io/skein/node/api/lastknown"
 	"skein.io/skein/node/desired"
 	nodes "skein.io/skein/scheduler/controller/node"
+	"skein.io/skein/scheduler/controller/resourceclaim"
 )
 
 // The ports of every node.
@@ -80,6 +81,7 @@ type node struct {
 	leaving chan struct{} // closed by leave
 	// forgotten are the nodes from before a restore.
 	forgotten forgotten
+	claims    resourceclaim.Board
 	zones     nodes.Board // what the brake on evictions does while this node leads
 	once      sync.Once   // guards leaving
 	// agentBreak ends the agent before the node leaves.
@@ -178,11 +180,11 @@ func (n *node) run(ctx context.Context) (err error) {
 		return err
 	}
 	n.metrics = prometheus.NewRegistry()
-	zones := zoneMetrics{&n.zones}
-	closers = append(closers, func() { legacyregistry.Registerer().Unregister(zones) })
+	zones, claims := zoneMetrics{&n.zones}, claimMetrics{&n.claims}
+	closers = append(closers, func() { legacyregistry.Registerer().Unregister(zones); legacyregistry.Registerer().Unregister(claims) })
 	for _, r := range []prometheus.Registerer{n.metrics, legacyregistry.Registerer()} { // the second: the API's /metrics
-		if err := errors.Join(r.Register(n.host), r.Register(zones)); err != nil {
-			return fail(fmt.Errorf("metrics of the store and of zones: %w", err))
+		if err := errors.Join(r.Register(n.host), r.Register(zones), r.Register(claims)); err != nil {
+			return fail(fmt.Errorf("metrics of the store, zones and claims: %w", err))
 		}
 	}
 	if n.desired, err = desired.Open(filepath.Join(n.cfg.StateDir, "desired.db"), localKey, n.log); err != nil {

@@ -73,7 +73,7 @@ func (n *node) reign(ctx context.Context, term uint64) error {
 		sc.Client, sc.Metadata, sc.Health = client, meta, verdicts{n}
 		sc.PodCIDR, sc.RootCA = n.id.Cluster.PodCIDR, keys.authority.CertPEM()
 		sc.Quota = func(f informers.SharedInformerFactory) controller.Quota { return api.NewQuotaUsage(f, client, meta) }
-		sc.Node.Board = &n.zones
+		sc.Node.Board, sc.Claims = &n.zones, &n.claims
 		sc.Autoscaling = horizontalpodautoscaler.NewWorld(cfg)
 		sc.Logger = n.log.With("part", "scheduler")
 		return scheduler.Run(ctx, sc)
