@@ -38,8 +38,8 @@ type nobodyKnown struct{}
 func (nobodyKnown) Verdicts() map[string]controller.NodeHealth { return nil }
 func (nobodyKnown) Subscribe() (<-chan struct{}, func())       { return make(chan struct{}), func() {} }
 
-// withControllers runs controllers on the first server until the test ends.
-func withControllers(t *testing.T) {
+// withControllers runs placement and controllers, more beside the usual ones, on the first server until the test ends.
+func withControllers(t *testing.T, more ...func(controller.Deps) controller.Controller) {
 	t.Helper()
 	loop := cluster.servers[0].Loopback("controllers", nil)
 	k := client(t, loop)
@@ -51,7 +51,7 @@ func withControllers(t *testing.T) {
 	cfg.Client, cfg.Metadata, cfg.Health, cfg.PodCIDR = k, meta, nobodyKnown{}, netip.MustParsePrefix("10.244.0.0/16")
 	cfg.RootCA = identity.EncodeCert(cluster.ca.Cert)
 	cfg.Quota = func(f informers.SharedInformerFactory) controller.Quota { return NewQuotaUsage(f, k, meta) }
-	for _, mk := range []func(controller.Deps) controller.Controller{garbage.New, namespaces.New, quota.New, serviceaccount.New} {
+	for _, mk := range append([]func(controller.Deps) controller.Controller{garbage.New, namespaces.New, quota.New, serviceaccount.New}, more...) {
 		cfg.Controllers = append(cfg.Controllers, func(d controller.Deps, _ scheduler.Config) controller.Controller { return mk(d) })
 	}
 	ctx, cancel := context.WithCancel(context.Background())
