@@ -102,7 +102,7 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) loop(ctx context.Context) {
 	podChanges, cancel := a.cfg.Desired.Subscribe(desired.Pods, desired.Nodes)
 	defer cancel()
-	refChanges, cancel := a.cfg.Desired.Subscribe(desired.ConfigMaps, desired.Secrets)
+	refChanges, cancel := a.cfg.Desired.Subscribe(desired.ConfigMaps, desired.Secrets, desired.Claims, desired.Volumes)
 	defer cancel()
 	seen := map[string]string{} // container or sandbox -> state, as of the last list
 	relist := time.NewTimer(0)

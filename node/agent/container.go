@@ -229,7 +229,7 @@ func (w *worker) mounts(pod *corev1.Pod, spec *corev1.Container, env []envVar, i
 			return nil, fmt.Errorf("volume mount %s: recursive read-only mounts are not supported by this node", m.Name)
 		}
 		hosts = hosts || filepath.Clean(at) == "/etc/hosts"
-		out = append(out, &runtimeapi.Mount{HostPath: host, ContainerPath: at, Readonly: m.ReadOnly, Propagation: propagation(m.MountPropagation)})
+		out = append(out, &runtimeapi.Mount{HostPath: host, ContainerPath: at, Readonly: m.ReadOnly || w.a.volumes.ReadOnly(pod, m.Name), Propagation: propagation(m.MountPropagation)})
 	}
 	if !hosts && (pod.Spec.HostNetwork || len(ips) > 0) {
 		name, err := w.hostsFile(pod, ips)

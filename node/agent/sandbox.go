@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"skein.io/skein/node/agent/cgroup"
+	"skein.io/skein/node/desired"
 	"skein.io/skein/node/volume"
 )
 
@@ -72,7 +73,8 @@ func (w *worker) setupVolumes(ctx context.Context, pod *corev1.Pod) error {
 		if errors.As(e, &one) {
 			msg = one.Error()
 		}
-		if ctx.Err() == nil {
+		// What is only on its way here from the API is not worth an event: it wakes the pod when it comes.
+		if ctx.Err() == nil && !errors.Is(e, desired.ErrUnknown) {
 			w.eventOnce(pod, "", corev1.EventTypeWarning, "FailedMount", msg)
 		}
 	}
@@ -88,6 +90,9 @@ func unjoin(err error) []error {
 
 func (w *worker) facts(pod *corev1.Pod) volume.PodFacts {
 	f := volume.PodFacts{HostIPs: w.a.cfg.hostIPs(), NodeName: w.a.cfg.NodeName, Allocatable: w.a.allocatable()}
+	if n := w.a.cfg.Desired.Node(w.a.cfg.NodeName); n != nil {
+		f.NodeLabels = n.Labels
+	}
 	switch {
 	case pod.Spec.HostNetwork:
 		f.PodIPs = f.HostIPs

@@ -1,6 +1,6 @@
 // Package desired is the node's own, persisted copy of the cluster state that concerns it: its pods, the Services,
-// EndpointSlices and Nodes of the cluster, the ConfigMaps and Secrets that its pods refer to, the ServiceAccount tokens of
-// its pods, and the agent's records about them. Everything on the node (agent, DNS, datapath) acts from this copy and never
+// EndpointSlices and Nodes of the cluster, the ConfigMaps and Secrets that its pods refer to, their claims with the volumes of
+// these, the ServiceAccount tokens of its pods, and the agent's records about them. Everything on the node (agent, DNS, datapath) acts from this copy and never
 // asks the API, so that a node which reboots while it is cut off does what it did before.
 //
 // Contract: only a successful answer of the API changes the copy. An unreachable API, a failed list or a broken watch

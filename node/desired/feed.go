@@ -213,6 +213,7 @@ func (s *Store) Run(ctx context.Context, client kubernetes.Interface, nodeName s
 	wg.Go(func() {
 		reflect(ctx, "nodes", s.nodes, &corev1.Node{}, listWatch(s.nodes, "", core.Nodes().List, core.Nodes().Watch))
 	})
+	wg.Go(func() { s.followClaims(ctx, client) })
 	wg.Go(func() {
 		s.followRefs(ctx, func(ctx context.Context, r Ref) {
 			sel := fields.OneTermEqualSelector("metadata.name", r.Name).String()

@@ -119,7 +119,7 @@ func prepare(tx *bbolt.Tx) error {
 	case binary.BigEndian.Uint32(v) > formatVersion:
 		return fmt.Errorf("%w: it has version %d, this binary knows up to %d", ErrNewer, binary.BigEndian.Uint32(v), formatVersion)
 	}
-	for _, k := range []Kind{Pods, Services, EndpointSlices, Nodes, ConfigMaps, Secrets, tokens, records} {
+	for _, k := range []Kind{Pods, Services, EndpointSlices, Nodes, ConfigMaps, Secrets, Claims, Volumes, tokens, records} {
 		if _, err := tx.CreateBucketIfNotExists([]byte(k)); err != nil {
 			return err
 		}

@@ -29,6 +29,9 @@ const (
 	Nodes          Kind = "nodes"
 	ConfigMaps     Kind = "configmaps"
 	Secrets        Kind = "secrets"
+	// Claims are not watched but read until they are bound, and Volumes with them.
+	Claims  Kind = "persistentvolumeclaims"
+	Volumes Kind = "persistentvolumes"
 )
 
 // Kinds that only the node itself writes.
@@ -58,6 +61,8 @@ type Store struct {
 	nodes      *table
 	configmaps *table
 	secrets    *table
+	claims     *table
+	volumes    *table
 	tables     map[Kind]*table
 
 	// mu guards the items of all tables, tokens, records, dirty, subs, flushErr and seen.
@@ -91,7 +96,10 @@ func newStore(log *slog.Logger) *Store {
 	s.nodes = newTable(s, Nodes, func() object { return &corev1.Node{} })
 	s.configmaps = newTable(s, ConfigMaps, func() object { return &corev1.ConfigMap{} })
 	s.secrets = newTable(s, Secrets, func() object { return &corev1.Secret{} })
-	s.tables = map[Kind]*table{Pods: s.pods, Services: s.services, EndpointSlices: s.slices, Nodes: s.nodes, ConfigMaps: s.configmaps, Secrets: s.secrets}
+	s.claims = newTable(s, Claims, func() object { return &corev1.PersistentVolumeClaim{} })
+	s.volumes = newTable(s, Volumes, func() object { return &corev1.PersistentVolume{} })
+	s.tables = map[Kind]*table{Pods: s.pods, Services: s.services, EndpointSlices: s.slices, Nodes: s.nodes, ConfigMaps: s.configmaps, Secrets: s.secrets,
+		Claims: s.claims, Volumes: s.volumes}
 	return s
 }
 
@@ -170,7 +178,11 @@ func lookup[T interface {
 	object
 	comparable
 }](t *table, namespace, name string) (T, error) {
-	o, known := get[T](t, namespace+"/"+name)
+	key := name
+	if namespace != "" {
+		key = namespace + "/" + name
+	}
+	o, known := get[T](t, key)
 	var zero T
 	switch {
 	case o != zero:
@@ -178,7 +190,7 @@ func lookup[T interface {
 	case known:
 		return zero, apierrors.NewNotFound(schema.GroupResource{Resource: string(t.kind)}, name)
 	default:
-		return zero, fmt.Errorf("%s %s/%s: %w", t.kind, namespace, name, ErrUnknown)
+		return zero, fmt.Errorf("%s %s: %w", t.kind, key, ErrUnknown)
 	}
 }
 

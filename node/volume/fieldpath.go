@@ -17,6 +17,8 @@ type PodFacts struct {
 	HostIPs     []string
 	NodeName    string
 	Allocatable corev1.ResourceList
+	// NodeLabels are those of the node, which volumes may demand.
+	NodeLabels map[string]string
 }
 
 // FieldValue returns the value of a downward API field of a pod, for files and for environment variables.

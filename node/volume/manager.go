@@ -19,7 +19,7 @@ import (
 type Config struct {
 	// Dir holds one directory per pod, named by its UID. Required.
 	Dir string
-	// Source of ConfigMaps and Secrets. Required.
+	// Source of ConfigMaps, Secrets and claims. Required.
 	Source Source
 	// Tokens keeps ServiceAccount tokens. Required.
 	Tokens TokenStore
@@ -70,6 +70,7 @@ type Manager struct {
 type podState struct {
 	wake  time.Time            // when Setup is to be called again
 	retry map[string]time.Time // token key -> not before
+	owned map[string]bool      // local volumes that belong to the pod's group already
 }
 
 // New makes a Manager.
@@ -84,7 +85,7 @@ func New(cfg Config) (*Manager, error) {
 func (m *Manager) state(uid types.UID) *podState {
 	st := m.pods[uid]
 	if st == nil {
-		st = &podState{retry: map[string]time.Time{}}
+		st = &podState{retry: map[string]time.Time{}, owned: map[string]bool{}}
 		m.pods[uid] = st
 	}
 	return st
@@ -152,13 +153,20 @@ func (m *Manager) setup(ctx context.Context, pod *corev1.Pod, facts PodFacts, v 
 		return m.emptyDir(pod, v)
 	case v.HostPath != nil:
 		return checkHostPath(v.HostPath)
+	case v.NFS != nil:
+		return m.mountNFS(ctx, pod, v, v.NFS.Server, v.NFS.Path, v.NFS.ReadOnly, nil)
+	}
+	if pv, err := m.persistent(pod, v); err != nil {
+		return err
+	} else if pv != nil {
+		return m.setupClaim(ctx, pod, facts, v, pv)
 	}
 	payload, ok, err := m.payload(ctx, pod, facts, v)
 	if err != nil {
 		return err
 	}
 	if !ok {
-		return errors.New("this node does not support volumes of this kind (supported: emptyDir, hostPath, configMap, secret, downwardAPI, projected)")
+		return errors.New("this node does not support volumes of this kind (supported: emptyDir, hostPath, configMap, secret, downwardAPI, projected, nfs, and claims of hostPath, local and nfs volumes)")
 	}
 	dir, _ := m.path(pod, v)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -185,10 +193,17 @@ func (m *Manager) setup(ctx context.Context, pod *corev1.Pod, facts PodFacts, v 
 
 // path is where a volume lies on the node.
 func (m *Manager) path(pod *corev1.Pod, v *corev1.Volume) (string, error) {
+	if pv, err := m.persistent(pod, v); err != nil {
+		return "", err
+	} else if pv != nil {
+		return m.claimPath(pod, v, pv)
+	}
 	plugin := ""
 	switch {
 	case v.HostPath != nil:
 		return v.HostPath.Path, nil
+	case v.NFS != nil:
+		return m.nfsPath(pod, v), nil
 	case v.EmptyDir != nil:
 		plugin = "empty-dir"
 	case v.ConfigMap != nil:

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -36,6 +37,12 @@ func setGroup(root string, gid int64, readOnly bool) error {
 		}
 		return os.Chmod(p, groupMode(info.Mode(), readOnly))
 	})
+}
+
+// ownedBy says that a directory belongs to a group as setGroup leaves it.
+func ownedBy(dir string, gid int64) bool {
+	var st unix.Stat_t
+	return unix.Stat(dir, &st) == nil && int64(st.Gid) == gid && st.Mode&(groupWrite|groupEnter|unix.S_ISGID) == groupWrite|groupEnter|unix.S_ISGID
 }
 
 // groupMode is the mode of a file or directory that a group owns.

@@ -15,6 +15,8 @@ import (
 type Source interface {
 	ConfigMap(namespace, name string) (*corev1.ConfigMap, error)
 	Secret(namespace, name string) (*corev1.Secret, error)
+	Claim(namespace, name string) (*corev1.PersistentVolumeClaim, error)
+	Volume(name string) (*corev1.PersistentVolume, error)
 }
 
 const defaultFileMode = 0o644

@@ -25,7 +25,7 @@ func (m *Manager) HostPath(pod *corev1.Pod, container string, index int, mount *
 		return "", err
 	}
 	if subPath == "" {
-		if v.HostPath != nil {
+		if untypedHostPath(m, pod, v) {
 			// An untyped path that does not exist becomes a directory, as by kubelet.
 			if _, err := os.Stat(base); errors.Is(err, os.ErrNotExist) {
 				err = os.MkdirAll(base, 0o755)
@@ -42,6 +42,15 @@ func (m *Manager) HostPath(pod *corev1.Pod, container string, index int, mount *
 		return "", fmt.Errorf("subPath %q of volume %q: %w", subPath, mount.Name, err)
 	}
 	return target, nil
+}
+
+// untypedHostPath says that the volume is a path of the host whose type nobody has checked.
+func untypedHostPath(m *Manager, pod *corev1.Pod, v *corev1.Volume) bool {
+	h := v.HostPath
+	if pv, err := m.persistent(pod, v); err == nil && pv != nil {
+		h = pv.Spec.HostPath
+	}
+	return h != nil && (h.Type == nil || *h.Type == corev1.HostPathUnset)
 }
 
 func hasDotDot(p string) bool {

@@ -24,6 +24,8 @@ import (
 type fakeAPI struct {
 	maps    map[string]*corev1.ConfigMap
 	secrets map[string]*corev1.Secret
+	claims  map[string]*corev1.PersistentVolumeClaim
+	volumes map[string]*corev1.PersistentVolume
 	tokens  map[string]*authv1.TokenRequest
 	asked   []*authv1.TokenRequest
 	fail    error
@@ -47,6 +49,21 @@ func (f *fakeAPI) Secret(_, name string) (*corev1.Secret, error) {
 	}
 	return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "secrets"}, name)
 }
+
+func (f *fakeAPI) Claim(_, name string) (*corev1.PersistentVolumeClaim, error) {
+	if c := f.claims[name]; c != nil {
+		return c, nil
+	}
+	return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "persistentvolumeclaims"}, name)
+}
+
+func (f *fakeAPI) Volume(name string) (*corev1.PersistentVolume, error) {
+	if v := f.volumes[name]; v != nil {
+		return v, nil
+	}
+	return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "persistentvolumes"}, name)
+}
+
 func (f *fakeAPI) Token(uid types.UID, key string) *authv1.TokenRequest {
 	return f.tokens[string(uid)+key]
 }
@@ -248,7 +265,7 @@ func TestSources(t *testing.T) {
 		t.Errorf("mode %v", info.Mode())
 	}
 	bad := pod(corev1.Volume{Name: "v", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: "m"}, Items: []corev1.KeyToPath{{Key: "zz", Path: "z"}}}}},
-		corev1.Volume{Name: "w", VolumeSource: corev1.VolumeSource{NFS: &corev1.NFSVolumeSource{}}}, corev1.Volume{Name: "x", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "gone"}}})
+		corev1.Volume{Name: "w", VolumeSource: corev1.VolumeSource{ISCSI: &corev1.ISCSIVolumeSource{}}}, corev1.Volume{Name: "x", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "gone"}}})
 	bad.UID = "u2"
 	_, err := m.Setup(t.Context(), bad, PodFacts{})
 	for _, want := range []string{`volume "v" : configmap references non-existent key: zz`, `volume "w" : this node does not support`, `volume "x" : secrets "gone" not found`} {
