@@ -35,12 +35,13 @@ type Form struct {
 // by that. The error is the writer's.
 type Answer func(io.Writer) error
 
-// form makes answers of one form.
+// form makes one answer.
 type form struct {
 	Form
 	l        *Lister
 	id       uint64 // goes into what is remembered
 	typeMeta []byte // of the objects as they are stored
+	scratch  []byte // for the object that is being written
 }
 
 func (l *Lister) form(f Form) *form {
@@ -48,7 +49,7 @@ func (l *Lister) form(f Form) *form {
 	if f.JSON {
 		id++
 	}
-	return &form{f, l, id, encodeTypeMeta(f.Kind)}
+	return &form{Form: f, l: l, id: id, typeMeta: encodeTypeMeta(f.Kind)}
 }
 
 // item is an object of an answer: as it is stored, which is smaller than what is sent, or as upstream makes it.
@@ -134,8 +135,8 @@ func (f *form) append(dst []byte, i item) ([]byte, error) {
 }
 
 func (f *form) appendJSON(dst []byte, i item, first []byte) ([]byte, error) {
-	_, size := i.stored.size(i.version)
-	return f.Plan.Append(dst, i.stored.append(make([]byte, 0, size), i.version), first)
+	f.scratch = i.stored.append(f.scratch[:0], i.version)
+	return f.Plan.Append(dst, f.scratch, first)
 }
 
 // one is the answer with one object.
@@ -162,7 +163,7 @@ func (f *form) one(i item) ([]byte, error) {
 func (f *form) list(w io.Writer, m metav1.ListMeta, items []item) error {
 	kind := f.Kind
 	kind.Kind += "List"
-	out := &chunks{w: w, b: make([]byte, 0, chunk)}
+	out := &chunks{w: w, b: make([]byte, 0, chunk+chunk/4)}
 	if f.JSON {
 		return f.listJSON(out, kind, m, items)
 	}

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"reflect"
 	"strconv"
 	"sync"
@@ -78,7 +79,7 @@ type writer struct {
 }
 
 // span is a part of a message, tags and all; to = 0: not there.
-type span struct{ from, to int }
+type span struct{ from, to int32 }
 
 // next reads the field at the beginning of a message: a number in a varint, or what is in bytes. size is that of all of it; negative: it is not whole, or
 // of a type that is not in use.
@@ -119,6 +120,9 @@ func (m *message) field(n protowire.Number, t protowire.Type) *field {
 
 // find notes where the fields of a message are.
 func (m *message) find(data []byte, found []span) error {
+	if len(data) > math.MaxInt32 {
+		return ErrForm
+	}
 	for at := 0; at < len(data); {
 		n, t, _, _, size := next(data[at:])
 		if size < 0 {
@@ -131,9 +135,9 @@ func (m *message) find(data []byte, found []span) error {
 		end := at + size
 		switch s := &found[m.byNumber[n]-1]; {
 		case s.to == 0:
-			*s = span{at, end}
-		case s.to == at && f.shape >= list:
-			s.to = end
+			*s = span{int32(at), int32(end)}
+		case s.to == int32(at) && f.shape >= list:
+			s.to = int32(end)
 		default:
 			return ErrForm
 		}
@@ -164,19 +168,22 @@ func (w *writer) fields(m *message, data []byte, comma bool) (bool, error) {
 			}
 			continue
 		}
-		before := len(w.out)
+		raw := data[s.from:s.to]
+		if f.omit {
+			if empty, err := f.empty(raw); err != nil {
+				return false, err
+			} else if empty {
+				continue
+			}
+		}
 		if comma {
 			w.out = append(w.out, ',')
 		}
 		w.out = append(w.out, f.name...)
-		if s.to == 0 {
+		if len(raw) == 0 {
 			err = w.absent(f)
 		} else {
-			err = w.present(f, data[s.from:s.to])
-		}
-		if errors.Is(err, errEmpty) {
-			w.out = w.out[:before]
-			continue
+			err = w.present(f, raw)
 		}
 		if err != nil {
 			return false, err
@@ -187,14 +194,21 @@ func (w *writer) fields(m *message, data []byte, comma bool) (bool, error) {
 	return comma, nil
 }
 
-// errEmpty says that there is nothing to be written.
-var errEmpty = errors.New("empty")
+// empty tells whether there is nothing in a field.
+func (f *field) empty(raw []byte) (bool, error) {
+	if len(raw) == 0 || f.shape != single {
+		return len(raw) == 0, nil
+	}
+	_, _, number, content, _ := next(raw)
+	if f.kind == kTime {
+		s, err := seconds(content)
+		return s == noTime, err
+	}
+	return len(content) == 0 && (number == 0 || f.kind == kInt32 && int32(number) == 0), nil
+}
 
 func (w *writer) absent(f *field) error {
-	switch {
-	case f.omit:
-		return errEmpty
-	case f.shape != single || f.kind == kBytes:
+	if f.shape != single || f.kind == kBytes {
 		w.out = append(w.out, "null"...)
 		return nil
 	}
@@ -209,34 +223,7 @@ func (w *writer) present(f *field, raw []byte) error {
 		return w.mapping(f, raw)
 	}
 	_, _, n, content, _ := next(raw)
-	if f.omit && f.shape == single {
-		switch f.kind {
-		case kString, kBytes:
-			if len(content) == 0 {
-				return errEmpty
-			}
-		case kBool, kInt64:
-			if n == 0 {
-				return errEmpty
-			}
-		case kInt32:
-			if int32(n) == 0 {
-				return errEmpty
-			}
-		case kTime:
-			if s, err := seconds(content); err != nil || s == noTime {
-				return cmpErr(err, errEmpty)
-			}
-		}
-	}
 	return w.value(&f.value, n, content)
-}
-
-func cmpErr(err, other error) error {
-	if err != nil {
-		return err
-	}
-	return other
 }
 
 func (w *writer) list(f *field, raw []byte) error {
