@@ -19,6 +19,7 @@ import (
 	"skein.io/skein/scheduler/controller/horizontalpodautoscaler"
 	"skein.io/skein/scheduler/controller/node"
 	"skein.io/skein/scheduler/controller/resourceclaim"
+	"skein.io/skein/scheduler/placement"
 	"skein.io/skein/scheduler/queue"
 )
 
@@ -70,6 +71,9 @@ type Config struct {
 	Batch int
 	// Seed starts the random choice between equally good nodes. 0: from the clock.
 	Seed uint64
+	// Profiles place the pods that name one of them as their scheduler; others
+	// are left alone. Nil: upstream's default profile.
+	Profiles []*placement.Profile
 	// Queue holds the waiting times; zero fields are defaults.
 	Queue queue.Config
 	// Node holds the settings of the node lifecycle; zero fields are defaults.
@@ -108,6 +112,9 @@ func (c *Config) setDefaults() {
 	if c.Seed == 0 {
 		c.Seed = uint64(time.Now().UnixNano())
 	}
+	if c.Profiles == nil {
+		c.Profiles = []*placement.Profile{placement.DefaultProfile()}
+	}
 	if c.Controllers == nil {
 		c.Controllers = Controllers()
 	}
@@ -133,6 +140,13 @@ func (c Config) Validate() error {
 	}
 	if c.Batch < 0 {
 		errs = append(errs, fmt.Errorf("scheduler: Batch is negative: %d", c.Batch))
+	}
+	names := map[string]bool{}
+	for _, p := range c.Profiles {
+		if names[p.Name] {
+			errs = append(errs, fmt.Errorf("scheduler: two of the Profiles are named %q", p.Name))
+		}
+		names[p.Name] = true
 	}
 	return errors.Join(append(errs, c.Queue.Validate(), c.Node.Validate())...)
 }

@@ -438,7 +438,7 @@ func (w *deviceWork) ready(l *loop, now time.Time) (ok bool, until time.Time, er
 	}
 	if !ok && !w.told {
 		w.told = true
-		l.events.Eventf(w.pod, v1.EventTypeNormal, "BindingConditionsPending", "waiting for binding conditions for device on node %s", w.node)
+		l.events(w.pod).Eventf(w.pod, v1.EventTypeNormal, "BindingConditionsPending", "waiting for binding conditions for device on node %s", w.node)
 	}
 	return ok, until, nil
 }

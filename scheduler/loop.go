@@ -18,21 +18,17 @@ import (
 	"skein.io/skein/scheduler/queue"
 )
 
-// component is the name under which events and conditions are written; it is
-// also the schedulerName of the pods that are placed.
-const component = v1.DefaultSchedulerName
-
 // loop places pods.
 type loop struct {
 	cfg    Config
 	client kubernetes.Interface
-	events record.EventRecorder
 	clock  clock.WithTicker
 	log    *slog.Logger
 	view   view
 
-	wake chan struct{} // something may be ready to be tried; capacity 1
-	jobs chan job      // what is to be written; its workers bound it
+	profiles map[string]placedAs // by the schedulerName of the pods
+	wake     chan struct{}       // something may be ready to be tried; capacity 1
+	jobs     chan job            // what is to be written; its workers bound it
 
 	mu       sync.Mutex // guards all below
 	snapshot *placement.Snapshot
@@ -49,14 +45,36 @@ type assumption struct {
 	node string
 }
 
+// placedAs is how the pods of one schedulerName are placed, and who tells of
+// it: events and conditions are written under that name, as by upstream.
+type placedAs struct {
+	profile *placement.Profile
+	events  record.EventRecorder
+}
+
+func profilesOf(profiles []*placement.Profile, recorder func(component string) record.EventRecorder) map[string]placedAs {
+	out := map[string]placedAs{}
+	for _, p := range profiles {
+		out[p.Name] = placedAs{profile: p, events: recorder(p.Name)}
+	}
+	return out
+}
+
+// events returns the recorder for what happens to a pod that is placed.
+func (l *loop) events(pod *v1.Pod) record.EventRecorder {
+	return l.profiles[pod.Spec.SchedulerName].events
+}
+
 func newLoop(cfg Config, deps controller.Deps) *loop {
 	deps = deps.WithDefaults()
 	return &loop{
-		cfg: cfg, client: deps.Client, events: deps.Recorder(component), clock: deps.Clock,
+		cfg: cfg, client: deps.Client, clock: deps.Clock,
 		log:  deps.Logger.With("part", "placement"),
 		view: newView(deps.Factory),
-		wake: make(chan struct{}, 1),
-		jobs: make(chan job, cfg.BindWorkers),
+
+		profiles: profilesOf(cfg.Profiles, deps.Recorder),
+		wake:     make(chan struct{}, 1),
+		jobs:     make(chan job, cfg.BindWorkers),
 
 		snapshot: placement.NewSnapshot(),
 		queue:    queue.New(cfg.Queue),
@@ -170,7 +188,7 @@ func (l *loop) plan() (jobs []job, next time.Time, timed bool) {
 // decide plans one popped pod and notes the decision as if it were carried
 // out. l.mu is held.
 func (l *loop) decide(pod *v1.Pod, now time.Time) job {
-	req := placement.Request{Pod: pod, Peers: l.view.peers(pod), Budgets: l.view.budgets(pod), Now: now}
+	req := placement.Request{Pod: pod, Profile: l.profiles[pod.Spec.SchedulerName].profile, Peers: l.view.peers(pod), Budgets: l.view.budgets(pod), Now: now}
 	decision, err := l.snapshot.Place(req, l.rnd)
 	switch {
 	case err != nil:

@@ -220,7 +220,7 @@ func (l *loop) podPlaced(old, cur *v1.Pod) {
 
 // podPending queues a pod that is ours to place. l.mu is held.
 func (l *loop) podPending(old, cur *v1.Pod) {
-	if cur.Spec.SchedulerName != component {
+	if _, ours := l.profiles[cur.Spec.SchedulerName]; !ours {
 		return
 	}
 	_, assumed := l.assumed[cur.UID]

@@ -43,7 +43,7 @@ func (b binding) do(ctx context.Context, l *loop) {
 	}, metav1.CreateOptions{})
 	if err == nil {
 		l.bound(pod)
-		l.events.Eventf(pod, v1.EventTypeNormal, "Scheduled", "Successfully assigned %s/%s to %s", pod.Namespace, pod.Name, b.node)
+		l.events(pod).Eventf(pod, v1.EventTypeNormal, "Scheduled", "Successfully assigned %s/%s to %s", pod.Namespace, pod.Name, b.node)
 		return
 	}
 	b.failed(ctx, l, err, apierrors.IsNotFound(err))
@@ -80,7 +80,7 @@ type failure struct {
 }
 
 func (f failure) do(ctx context.Context, l *loop) {
-	l.events.Event(f.pod, v1.EventTypeWarning, "FailedScheduling", truncate(f.message))
+	l.events(f.pod).Event(f.pod, v1.EventTypeWarning, "FailedScheduling", truncate(f.message))
 	nominate := ""
 	if f.keepNomination {
 		nominate = f.pod.Status.NominatedNodeName
@@ -164,7 +164,7 @@ func (l *loop) evict(ctx context.Context, pod *v1.Pod, p *placement.Preemption) 
 		patch.Metadata.UID = victim.UID
 		patch.Status.Conditions = []v1.PodCondition{{
 			Type: v1.DisruptionTarget, Status: v1.ConditionTrue, Reason: v1.PodReasonPreemptionByScheduler,
-			Message:            component + ": preempting to accommodate a higher priority pod",
+			Message:            pod.Spec.SchedulerName + ": preempting to accommodate a higher priority pod",
 			ObservedGeneration: victim.Generation, LastTransitionTime: metav1.NewTime(l.clock.Now()),
 		}}
 		err := l.patchStatus(ctx, victim, patch)
@@ -177,7 +177,7 @@ func (l *loop) evict(ctx context.Context, pod *v1.Pod, p *placement.Preemption) 
 		case err != nil:
 			errs = append(errs, fmt.Errorf("evict %s/%s: %w", victim.Namespace, victim.Name, err))
 		default:
-			l.events.Eventf(victim, v1.EventTypeNormal, "Preempted", "Preempted by pod %s on node %s", pod.UID, p.Node)
+			l.events(pod).Eventf(victim, v1.EventTypeNormal, "Preempted", "Preempted by pod %s on node %s", pod.UID, p.Node)
 		}
 	}
 	return errors.Join(errs...)

@@ -31,6 +31,7 @@ const (
 func Filters() []Filter {
 	return []Filter{
 		NodeUnschedulable, NodeName, TaintToleration, NodeAffinity, NodePorts, NodeResourcesFit,
+		VolumeRestrictions, NodeVolumeLimits, VolumeBinding, VolumeZone,
 		PodTopologySpread, InterPodAffinity, DynamicResources, NodeDeclaredFeatures,
 	}
 }

@@ -56,7 +56,7 @@ func (j *judge) compare(w *world) error {
 	var errs []error
 	for _, pod := range w.Asked {
 		if err := j.comparePod(w, u, s, profile, pod); err != nil {
-			errs = append(errs, fmt.Errorf("pod %s, profile %d: %w", pod.Name, w.Profile, err))
+			errs = append(errs, fmt.Errorf("pod %s, profile %s: %w", pod.Name, profile.Name, err))
 		}
 	}
 	return errors.Join(errs...)
@@ -72,6 +72,9 @@ func (j *judge) comparePod(w *world, u *upstream, s *placement.Snapshot, profile
 		return fmt.Errorf("ours: %w", err)
 	}
 	j.count(want)
+	if want.Accepted != "" {
+		j.tally.Accepted[want.Accepted]++
+	}
 	var errs []error
 	differ := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	for _, name := range slices.Sorted(maps.Keys(want.Nodes)) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -33,6 +34,7 @@ type upstream struct {
 	factory    informers.SharedInformerFactory
 	framework  framework.Framework
 	preemption *defaultpreemption.DefaultPreemption
+	devices    fwk.PostFilterPlugin // DynamicResources, which may give claims back
 	current    *current
 }
 
@@ -61,14 +63,18 @@ func newUpstream(ctx context.Context, profile *config.KubeSchedulerProfile) (*up
 		return nil, err
 	}
 	registry := plugins.NewInTreeRegistry()
-	inner := registry[names.DefaultPreemption]
-	registry[names.DefaultPreemption] = func(ctx context.Context, args runtime.Object, h fwk.Handle) (fwk.Plugin, error) {
-		p, err := inner(ctx, args, h)
-		if err == nil {
-			u.preemption = p.(*defaultpreemption.DefaultPreemption)
+	keep := func(name string, note func(fwk.Plugin)) {
+		inner := registry[name]
+		registry[name] = func(ctx context.Context, args runtime.Object, h fwk.Handle) (fwk.Plugin, error) {
+			p, err := inner(ctx, args, h)
+			if err == nil {
+				note(p)
+			}
+			return p, err
 		}
-		return p, err
 	}
+	keep(names.DefaultPreemption, func(p fwk.Plugin) { u.preemption = p.(*defaultpreemption.DefaultPreemption) })
+	keep(names.DynamicResources, func(p fwk.Plugin) { u.devices = p.(fwk.PostFilterPlugin) })
 	u.framework, err = frameworkruntime.NewFramework(ctx, registry, profile,
 		frameworkruntime.WithClientSet(client),
 		frameworkruntime.WithInformerFactory(u.factory),
@@ -80,6 +86,16 @@ func newUpstream(ctx context.Context, profile *config.KubeSchedulerProfile) (*up
 	)
 	if err != nil {
 		return nil, err
+	}
+	after := map[string]bool{}
+	for _, p := range u.framework.ListPlugins().PostFilter.Enabled {
+		after[p.Name] = true
+	}
+	if !after[names.DefaultPreemption] {
+		u.preemption = nil
+	}
+	if !after[names.DynamicResources] {
+		u.devices = nil
 	}
 	return u, nil
 }
@@ -133,6 +149,7 @@ type answer struct {
 	Message  string            // of a pod that fits nowhere
 	Options  map[string]option // by node, of a pod that fits nowhere
 	Eligible bool              // the pod may evict others
+	Accepted string            // the entry of accepted.md that changed what upstream says
 }
 
 type nodeAnswer struct {
@@ -198,11 +215,29 @@ func (u *upstream) ask(w *world, pod *v1.Pod) (*answer, string, error) {
 	if len(feasible) > 0 {
 		return out, "", u.score(state, pod, feasible, out)
 	}
+	var said []string
+	if u.devices != nil {
+		_, s := u.devices.PostFilter(u.ctx, state, pod, status)
+		switch {
+		case s.IsRejected():
+			said = s.Reasons()
+		case wholeMessage != "" && !s.IsSuccess():
+			out.Accepted, said = "postfilter-not-found", []string{"no new claims to deallocate"}
+		default:
+			return nil, "", fmt.Errorf("DynamicResources' postfilter: %v", s)
+		}
+	}
 	chosen, told, err := u.preempt(state, w, pod, status, out)
 	if err != nil {
 		return nil, "", err
 	}
-	fit := &framework.FitError{Pod: pod, NumAllNodes: len(all), Diagnosis: framework.Diagnosis{NodeToStatus: status, PreFilterMsg: wholeMessage, PostFilterMsg: told}}
+	if told != "" {
+		said = append(said, told)
+	}
+	if chosen != "" {
+		said = nil
+	}
+	fit := &framework.FitError{Pod: pod, NumAllNodes: len(all), Diagnosis: framework.Diagnosis{NodeToStatus: status, PreFilterMsg: wholeMessage, PostFilterMsg: strings.Join(said, ", ")}}
 	out.Message = fit.Error()
 	return out, chosen, nil
 }
