@@ -24,6 +24,7 @@ type apiFlags struct {
 	AuditLogMaxBackup    int               `name:"audit-log-maxbackup" help:"How many of these are kept." env:"SKEIN_AUDIT_LOG_MAXBACKUP" default:"10"`
 	AuditLogMaxAge       int               `name:"audit-log-maxage" help:"For how many days; 0 for any time." env:"SKEIN_AUDIT_LOG_MAXAGE"`
 	AuditWebhookConfig   string            `name:"audit-webhook-config-file" help:"Kubeconfig of where audit events are sent." type:"path" env:"SKEIN_AUDIT_WEBHOOK_CONFIG_FILE"`
+	SchedulerConfig      string            `help:"KubeSchedulerConfiguration file: profiles by which pods are placed while this node leads." type:"path" env:"SKEIN_SCHEDULER_CONFIG"`
 	RuntimeConfig        map[string]string `help:"Versions of the API to serve beside the stable ones: GROUP/VERSION=true, api/beta=true, api/all=true." env:"SKEIN_RUNTIME_CONFIG" mapsep:","`
 	MaxRequests          int               `name:"max-requests-inflight" help:"Reads that are worked on at once." env:"SKEIN_MAX_REQUESTS_INFLIGHT" default:"400"`
 	MaxMutatingRequests  int               `name:"max-mutating-requests-inflight" help:"Writes that are worked on at once." env:"SKEIN_MAX_MUTATING_REQUESTS_INFLIGHT" default:"200"`
@@ -38,6 +39,7 @@ func (f *apiFlags) apply(c *daemon.Config) error {
 		Authorization: f.AuthorizationConfig, Admission: f.AdmissionConfig, EnablePlugins: f.EnableAdmission, DisablePlugins: f.DisableAdmission,
 		Audit: access.Audit{Policy: f.AuditPolicyFile, Log: f.AuditLogPath, MaxSize: f.AuditLogMaxSize, MaxBackups: f.AuditLogMaxBackup, MaxAge: f.AuditLogMaxAge, Webhook: f.AuditWebhookConfig},
 	}
+	c.SchedulerConfig = f.SchedulerConfig
 	c.RuntimeConfig = f.RuntimeConfig
 	c.Limits = api.Limits{Reads: f.MaxRequests, Writes: f.MaxMutatingRequests, Watches: f.MaxWatches, UserWatches: f.MaxWatchesPerUser}
 	var level slog.Level

@@ -16,6 +16,7 @@ import (
 	"skein.io/skein/gossip/identity"
 	"skein.io/skein/node/api"
 	"skein.io/skein/node/api/access"
+	"skein.io/skein/node/api/schedconfig"
 	"skein.io/skein/node/cri"
 )
 
@@ -84,6 +85,10 @@ type Config struct {
 	// Access are the files that say who may use the API, what admission does and what is audited, on this node while it serves the API. All
 	// nodes should have the same. Default: none.
 	Access access.Config
+	// SchedulerConfig is a KubeSchedulerConfiguration file: the profiles by which this node, while it leads, places pods. All nodes should
+	// have the same. Default: none, which is upstream's default profile.
+	SchedulerConfig string
+	scheduling      *schedconfig.Config // what Validate read there; nil for none
 	// Limits bound what the API of this node does at once. Default: see there.
 	Limits api.Limits
 	// RequestLog is the level of the line that each request to this node's API is logged with; lines below the Logger's level cost
@@ -229,6 +234,12 @@ func (c *Config) Validate() error {
 		}
 	}
 	errs = append(errs, c.Backup.validate()...)
+	if c.SchedulerConfig != "" {
+		var err error
+		if c.scheduling, err = schedconfig.Load(c.SchedulerConfig); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	for _, err := range []error{c.Access.Validate(), c.Limits.Validate()} {
 		if err != nil {
 			errs = append(errs, err)

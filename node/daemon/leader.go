@@ -74,6 +74,9 @@ func (n *node) reign(ctx context.Context, term uint64) error {
 		sc.PodCIDR, sc.RootCA = n.id.Cluster.PodCIDR, keys.authority.CertPEM()
 		sc.Quota = func(f informers.SharedInformerFactory) controller.Quota { return api.NewQuotaUsage(f, client, meta) }
 		sc.Node.Board, sc.Claims = &n.zones, &n.claims
+		if file := n.cfg.scheduling; file != nil {
+			sc.Profiles, sc.Queue.FirstBackoff, sc.Queue.LongestBackoff = file.Profiles, file.FirstBackoff, file.LongestBackoff
+		}
 		sc.Autoscaling = horizontalpodautoscaler.NewWorld(cfg)
 		sc.Logger = n.log.With("part", "scheduler")
 		return scheduler.Run(ctx, sc)

@@ -51,7 +51,10 @@ func (j *judge) compare(w *world) error {
 	if err := u.show(w); err != nil {
 		return err
 	}
-	s := snapshotOf(w)
+	s, err := reach(w, j.ours)
+	if err != nil {
+		return err
+	}
 	j.tally.Worlds++
 	var errs []error
 	for _, pod := range w.Asked {

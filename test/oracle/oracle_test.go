@@ -8,6 +8,9 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+
+	"github.com/go-logr/logr"
+	"k8s.io/klog/v2"
 )
 
 func number(t *testing.T, name string, def uint64) uint64 {
@@ -21,6 +24,11 @@ func number(t *testing.T, name string, def uint64) uint64 {
 		t.Fatalf("%s: %v", name, err)
 	}
 	return n
+}
+
+func TestMain(m *testing.M) {
+	klog.SetLogger(logr.Discard()) // upstream tells of every plugin that is set up otherwise
+	os.Exit(m.Run())
 }
 
 // TestSameAsUpstream asks about CASES clusters from SEED on.

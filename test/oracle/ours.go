@@ -5,6 +5,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"skein.io/skein/scheduler/placement"
 )
@@ -26,6 +27,74 @@ func snapshotOf(w *world) *placement.Snapshot {
 		}
 	}
 	return s
+}
+
+// reach returns a snapshot of the world. Every other one is reached by changes from that of the seed before, after questions
+// have been asked there, as a scheduler's snapshot is: whatever placement keeps between decisions must follow.
+func reach(w *world, profiles []*placement.Profile) (*placement.Snapshot, error) {
+	if w.Seed%2 == 0 {
+		return snapshotOf(w), nil
+	}
+	before := generate(w.Seed-1, len(profiles))
+	s := snapshotOf(before)
+	for _, pod := range append(before.Asked, w.Asked...) {
+		for _, profile := range profiles[:2] {
+			if _, err := s.Place(requestOf(before, profile, pod), rand.New(rand.NewPCG(w.Seed, 1))); err != nil {
+				return nil, err
+			}
+		}
+	}
+	change(s, before, w)
+	return s, nil
+}
+
+// change tells the snapshot what became different, in an order that watches could bring it in.
+func change(s *placement.Snapshot, from, to *world) {
+	nodes, pods, spaces := map[string]bool{}, map[types.UID]bool{}, map[string]bool{}
+	for _, n := range to.Nodes {
+		nodes[n.Name] = true
+	}
+	for _, p := range to.Pods {
+		pods[p.UID] = true
+	}
+	for i, n := range to.Nodes {
+		if i%2 == 0 {
+			s.SetNode(n)
+		}
+	}
+	for _, p := range from.Pods {
+		if !pods[p.UID] {
+			s.RemovePod(p.UID)
+		}
+		s.Unnominate(p.UID)
+	}
+	for _, n := range from.Nodes {
+		if !nodes[n.Name] {
+			s.RemoveNode(n.Name)
+		}
+	}
+	for _, ns := range to.Namespaces {
+		spaces[ns.Name] = true
+		s.SetNamespace(ns.Name, ns.Labels)
+	}
+	for _, ns := range from.Namespaces {
+		if !spaces[ns.Name] {
+			s.RemoveNamespace(ns.Name)
+		}
+	}
+	for _, p := range to.Pods {
+		if p.Spec.NodeName != "" {
+			s.SetPod(p, p.Spec.NodeName)
+		} else {
+			s.RemovePod(p.UID)
+			s.Nominate(p, p.Status.NominatedNodeName)
+		}
+	}
+	for i, n := range to.Nodes {
+		if i%2 == 1 {
+			s.SetNode(n)
+		}
+	}
 }
 
 // workload is what the scheduler's view finds for a pod.

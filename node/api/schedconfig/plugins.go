@@ -91,9 +91,9 @@ func plugins(p *config.Plugins, s *placement.Settings, path *field.Path) (faults
 // unknown reports plugins that do not exist here; "*" stands for all.
 func unknown(set *config.PluginSet, path *field.Path) (faults field.ErrorList) {
 	check := func(list []config.Plugin, path *field.Path) {
-		for i, p := range list {
+		for _, p := range list { // with the defaults before it: an index would not be that in the file
 			if p.Name != "*" && !known.Has(p.Name) {
-				faults = append(faults, field.NotSupported(path.Index(i).Child("name"), p.Name, sets.List(known)))
+				faults = append(faults, field.NotSupported(path, p.Name, sets.List(known)))
 			}
 		}
 	}

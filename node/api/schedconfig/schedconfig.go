@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -130,7 +131,7 @@ func translate(cfg *config.KubeSchedulerConfiguration) (*Config, []error) {
 		}
 		made, err := placement.NewProfile(settings)
 		if err != nil {
-			faults = append(faults, field.Invalid(path, p.SchedulerName, err.Error()))
+			faults = append(faults, field.Invalid(path, p.SchedulerName, strings.ReplaceAll(err.Error(), "\n", "; ")))
 			continue
 		}
 		out.Profiles = append(out.Profiles, made)
