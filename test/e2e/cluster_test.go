@@ -32,6 +32,7 @@ func TestCluster(t *testing.T) {
 		{"verbs", w.verbs},
 		{"pods", w.pods},
 		{"workloads", w.workloads},
+		{"volumes", w.volumes},
 		{"autoscale", w.autoscale},
 		{"crash", w.crash},
 		{"sealed", w.sealed},
