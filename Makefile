@@ -77,6 +77,7 @@ slices: ## a slice of each slow suite that is no Go test of the default build: e
 	@$(MAKE) --no-print-directory oracle-fast
 	@$(MAKE) --no-print-directory bench-store-fast || $(MAKE) --no-print-directory bench-store-fast # a machine may be busy once
 	@$(MAKE) --no-print-directory bench-api-fast || $(MAKE) --no-print-directory bench-api-fast
+	@$(MAKE) --no-print-directory bench-scheduler-fast || $(MAKE) --no-print-directory bench-scheduler-fast
 	@$(MAKE) --no-print-directory conformance-fast || $(MAKE) --no-print-directory conformance-fast
 
 .PHONY: load-api
@@ -177,6 +178,21 @@ bench-api: bench-api-deps ## CPU and memory of the API compared with kube-apiser
 
 bench-api-fast: bench-api-deps ## Skein alone, in two minutes; fails if it holds too much memory or if watches that are not concerned cost a write too much
 	@bin/skein-apibench -fast -pods 1000 -only idle,watches,informers $(BENCH)
+
+# The scheduler beside upstream's. Needs root, and for figures that mean something a quiet machine.
+.PHONY: bench-scheduler bench-scheduler-fast bench-scheduler-deps
+bench-scheduler-deps: build
+	@mkdir -p out
+	@$(GO) -ldflags "-s -w" -o bin/skein-schedbench ./test/schedbench
+
+bin/kube-scheduler: go.mod
+	$(GO) -ldflags "$(subst $(VERSION),$(KUBE),$(LDFLAGS))" -o $@ k8s.io/kubernetes/cmd/kube-scheduler
+
+bench-scheduler: bench-scheduler-deps bin/kube-apiserver bin/kube-scheduler diff-api-etcd ## pods bound a second compared with kube-scheduler, kube-apiserver and etcd: about 40 minutes; builds upstream's (minutes for the first time)
+	@bin/skein-schedbench -o out/bench-scheduler.md $(BENCH)
+
+bench-scheduler-fast: bench-scheduler-deps ## Skein alone on 200 nodes, in a minute; fails if it is far too slow
+	@bin/skein-schedbench -fast -only basic,spread $(BENCH)
 
 # Tests that run no container, so that the images need not be built.
 FAST := API operations|API should be|Discovery|FieldValidation|Watchers|server version|Table|CRUD Tests|Simple CustomResource|SubjectReview|TokenReview|\[sig-instrumentation\]

@@ -62,9 +62,10 @@ type Config struct {
 	Quota func(informers.SharedInformerFactory) controller.Quota
 	// Autoscaling is what autoscalers read and scale; see horizontalpodautoscaler.NewWorld. Nil: they are left alone.
 	Autoscaling horizontalpodautoscaler.World
-	// BindWorkers is how many bindings and status writes are under way at once.
-	// Default 32: enough to fill the store's batches, few enough to keep order
-	// close to that of the decisions.
+	// Binder binds pods, with the leader's term. Nil: by requests of Client.
+	Binder Binder
+	// BindWorkers is how many batches of bindings, and other writes, are under way
+	// at once. Default 32.
 	BindWorkers int
 	// Batch is how many pods are planned on one state of the cluster before the
 	// decisions are carried out. Default 128.
@@ -102,6 +103,9 @@ func (c *Config) setDefaults() {
 	c.Batch = cmp.Or(c.Batch, d.Batch)
 	if c.Factory == nil && c.Client != nil {
 		c.Factory = controller.NewFactory(c.Client)
+	}
+	if c.Binder == nil && c.Client != nil {
+		c.Binder = requests{c.Client, 32}
 	}
 	if c.Clock == nil {
 		c.Clock = clock.RealClock{}

@@ -173,10 +173,9 @@ func (l *loop) plan() (jobs []job, next time.Time, timed bool) {
 	jobs, next, timed = l.settledDevices(now, jobs, next, timed)
 	popped := l.queue.Pop(l.cfg.Batch, now)
 	for _, p := range popped {
-		if j := l.decide(p.Pod, now); j != nil {
-			jobs = append(jobs, j)
-		}
+		jobs = append(jobs, l.decide(p.Pod, now))
 	}
+	jobs = l.together(jobs)
 	if len(popped) == 0 {
 		if at, ok := l.queue.Next(now); ok && (!timed || at.Before(next)) {
 			next, timed = at, true
@@ -245,8 +244,10 @@ func (l *loop) undo(pod *v1.Pod, gone bool) bool {
 	delete(l.assumed, pod.UID)
 	l.releaseVolumes(pod.UID)
 	l.releaseDevices(pod.UID)
+	node := l.snapshot.PodNode(pod.UID)
 	l.snapshot.RemovePod(pod.UID)
-	l.queue.Move(queue.PodGone, nil, now)
+	l.moveAt(queue.PodGone, node)
+	l.movePeers(queue.PeerGone, pod)
 	if gone {
 		l.queue.Done(pod.UID)
 	} else {

@@ -23,12 +23,15 @@ import (
 )
 
 // placing runs placement alone against the client until the test ends.
-func placing(t *testing.T, client *fake.Clientset, health *fakeHealth) *record.FakeRecorder {
+func placing(t *testing.T, client *fake.Clientset, health *fakeHealth, edit ...func(*Config)) *record.FakeRecorder {
 	t.Helper()
 	rec := record.NewFakeRecorder(10000)
 	cfg := Config{
 		Client: client, Factory: controller.NewFactory(client), Health: health, Seed: 1,
 		Recorder: func(string) record.EventRecorder { return rec },
+	}
+	for _, fn := range edit {
+		fn(&cfg)
 	}
 	cfg.setDefaults()
 	l := newLoop(cfg, controller.Deps{Client: client, Factory: cfg.Factory, Recorder: cfg.Recorder})

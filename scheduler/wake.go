@@ -22,14 +22,12 @@ var helpers = map[placement.Filter]queue.Event{
 	placement.NodePorts:         queue.NodeAdded | queue.PodGone,
 	placement.NodeResourcesFit:  queue.NodeAdded | queue.NodeAllocatable | queue.PodGone | queue.PodShrunk | queue.DeviceClasses,
 	// A claim that is not there refuses for the first filter that wants to read it.
-	placement.VolumeRestrictions: queue.NodeAdded | queue.PodGone | queue.PodClaims,
+	placement.VolumeRestrictions: queue.NodeAdded | queue.PodGone | queue.PeerGone | queue.PodClaims,
 	placement.NodeVolumeLimits:   queue.NodeAdded | queue.PodGone | queue.PodClaims | queue.CSI,
 	placement.VolumeBinding:      queue.NodeAdded | queue.NodeLabels | queue.PodClaims | queue.Volumes | queue.StorageClasses | queue.CSI,
 	placement.VolumeZone:         queue.NodeAdded | queue.NodeLabels | queue.PodClaims | queue.Volumes | queue.StorageClasses,
-	placement.PodTopologySpread: queue.NodeAdded | queue.NodeRemoved | queue.NodeLabels | queue.NodeTaints |
-		queue.PodPlaced | queue.PodGone | queue.PodLabels,
-	placement.InterPodAffinity: queue.NodeAdded | queue.NodeLabels |
-		queue.PodPlaced | queue.PodGone | queue.PodLabels | queue.NamespaceLabels,
+	placement.PodTopologySpread:  queue.Topology | queue.NodeRemoved | queue.PodPlaced | queue.PeerGone | queue.PodLabels,
+	placement.InterPodAffinity:   queue.Topology | queue.PodPlaced | queue.PeerGone | queue.PodLabels | queue.NamespaceLabels,
 	placement.DynamicResources: queue.NodeAdded | queue.NodeLabels | queue.NodeAllocatable |
 		queue.ResourceClaims | queue.DeviceClasses | queue.DeviceSlices,
 	placement.NodeDeclaredFeatures: queue.NodeAdded | queue.NodeLabels,
@@ -64,6 +62,43 @@ func nodeChange(old, cur *v1.Node) (ev queue.Event, matters bool) {
 		ev |= queue.NodeTaints
 	}
 	return ev, ev != 0 || !equality.Semantic.DeepEqual(old.Status.Images, cur.Status.Images)
+}
+
+// moveAt tells the queue of something that happened on one node: of the pods
+// that it may help, those that the node would still not take sleep on. Pods of
+// one template are asked once. l.mu is held.
+func (l *loop) moveAt(ev queue.Event, node string) {
+	if ev == 0 {
+		return
+	}
+	asked := map[*v1.Container]bool{} // the view's pods of one template share their containers
+	l.moveIf(ev, func(pod *v1.Pod) bool {
+		if len(pod.Spec.Containers) == 0 {
+			return true
+		}
+		key := &pod.Spec.Containers[0]
+		fits, known := asked[key]
+		if !known {
+			fits = l.snapshot.Fits(pod, node, l.profiles[pod.Spec.SchedulerName].profile)
+			asked[key] = fits
+		}
+		return fits
+	})
+}
+
+// movePeers tells the queue of something that happened to a placed pod: it
+// wakes only those to whom it can matter where that one is. l.mu is held.
+func (l *loop) movePeers(ev queue.Event, pod *v1.Pod) {
+	if ev != 0 {
+		concerned := l.snapshot.Concern(pod)
+		l.moveIf(ev, func(pod *v1.Pod) bool { return concerned(pod, l.profiles[pod.Spec.SchedulerName].profile) })
+	}
+}
+
+func (l *loop) moveIf(ev queue.Event, may func(*v1.Pod) bool) {
+	if l.queue.Move(ev, may, l.clock.Now()) > 0 {
+		l.nudge()
+	}
 }
 
 // placedPodChange says what about a bound pod changed that waiting pods may

@@ -144,7 +144,10 @@ func (l *loop) nodeChanged(old, cur *v1.Node) {
 	if matters {
 		l.snapshot.SetNode(cur)
 	}
-	l.move(ev)
+	l.moveAt(ev, cur.Name)
+	if ev&(queue.NodeAdded|queue.NodeLabels|queue.NodeTaints) != 0 {
+		l.move(queue.Topology)
+	}
 }
 
 func (l *loop) namespaceChanged(old, cur *v1.Namespace) {
@@ -185,10 +188,15 @@ func (l *loop) podGone(pod *v1.Pod) {
 	l.releaseVolumes(pod.UID)
 	l.releaseDevices(pod.UID)
 	l.snapshot.Unnominate(pod.UID)
-	held := l.snapshot.PodNode(pod.UID) != ""
+	node := l.snapshot.PodNode(pod.UID)
 	l.snapshot.RemovePod(pod.UID)
-	if held || pod.Status.NominatedNodeName != "" {
-		l.move(queue.PodGone)
+	if node != "" {
+		l.movePeers(queue.PeerGone, pod)
+	} else {
+		node = pod.Status.NominatedNodeName // nothing is kept for it there any more
+	}
+	if node != "" {
+		l.moveAt(queue.PodGone, node)
 	}
 }
 
@@ -208,14 +216,19 @@ func (l *loop) podPlaced(old, cur *v1.Pod) {
 	l.snapshot.SetPod(cur, cur.Spec.NodeName)
 	if old == nil || old.Spec.NodeName == "" {
 		l.queue.Remove(cur.UID)
-		ev := queue.PodPlaced
-		if was != "" && was != cur.Spec.NodeName {
-			ev |= queue.PodGone // assumed on one node, bound to another by somebody else
+		l.movePeers(queue.PodPlaced, cur)
+		if was != "" && was != cur.Spec.NodeName { // assumed on one node, bound to another by somebody else
+			l.moveAt(queue.PodGone, was)
+			l.movePeers(queue.PeerGone, cur)
 		}
-		l.move(ev)
 		return
 	}
-	l.move(placedPodChange(old, cur))
+	ev := placedPodChange(old, cur)
+	if ev&queue.PodLabels != 0 && !maps.Equal(old.Labels, cur.Labels) {
+		l.movePeers(queue.PodLabels, old)
+	}
+	l.movePeers(ev&queue.PodLabels, cur)
+	l.moveAt(ev&queue.PodShrunk, cur.Spec.NodeName)
 }
 
 // podPending queues a pod that is ours to place. l.mu is held.

@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 
 	v1 "k8s.io/api/core/v1"
 	resourceapi "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 
 	"skein.io/skein/scheduler/placement"
 )
@@ -31,22 +33,82 @@ type binding struct {
 }
 
 func (b binding) do(ctx context.Context, l *loop) {
-	pod := b.pod
-	if !l.prepareDevices(ctx, b) {
-		return
+	if l.prepareDevices(ctx, b) {
+		bindings{b}.do(ctx, l)
 	}
-	// The UID is a precondition: a pod of the same name made meanwhile is
-	// another pod.
-	err := l.client.CoreV1().Pods(pod.Namespace).Bind(ctx, &v1.Binding{
-		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
-		Target:     v1.ObjectReference{Kind: "Node", Name: b.node},
-	}, metav1.CreateOptions{})
-	if err == nil {
-		l.bound(pod)
-		l.events(pod).Eventf(pod, v1.EventTypeNormal, "Scheduled", "Successfully assigned %s/%s to %s", pod.Namespace, pod.Name, b.node)
-		return
+}
+
+// bindings carries out many decisions at once; what becomes of one does not
+// touch the others.
+type bindings []binding
+
+func (all bindings) do(ctx context.Context, l *loop) {
+	list := make([]*v1.Binding, len(all))
+	for i, b := range all {
+		// The UID is a precondition: a pod of the same name made meanwhile is
+		// another pod.
+		list[i] = &v1.Binding{
+			ObjectMeta: metav1.ObjectMeta{Namespace: b.pod.Namespace, Name: b.pod.Name, UID: b.pod.UID},
+			Target:     v1.ObjectReference{Kind: "Node", Name: b.node},
+		}
 	}
-	b.failed(ctx, l, err, apierrors.IsNotFound(err))
+	l.cfg.Binder.Bind(ctx, list, func(i int, err error) {
+		b := all[i]
+		if err != nil {
+			b.failed(ctx, l, err, apierrors.IsNotFound(err))
+			return
+		}
+		l.bound(b.pod)
+		l.events(b.pod).Eventf(b.pod, v1.EventTypeNormal, "Scheduled", "Successfully assigned %s/%s to %s", b.pod.Namespace, b.pod.Name, b.node)
+	})
+}
+
+// together makes one job of all bindings that need no preparation. l.mu is held.
+func (l *loop) together(jobs []job) []job {
+	var plain bindings
+	rest := jobs[:0]
+	for _, j := range jobs {
+		if b, ok := j.(binding); ok && l.devices.held[b.pod.UID] == nil {
+			plain = append(plain, b)
+		} else {
+			rest = append(rest, j)
+		}
+	}
+	if len(plain) > 0 {
+		rest = append(rest, plain)
+	}
+	return rest
+}
+
+// Binder binds pods.
+type Binder interface {
+	// Bind binds each pod or says why not, with the errors of the API. It calls
+	// done for each as soon as that is known, several at a time, and returns
+	// after the last.
+	Bind(ctx context.Context, all []*v1.Binding, done func(i int, err error))
+}
+
+// requests is a Binder that makes a request for each binding.
+type requests struct {
+	client kubernetes.Interface
+	atOnce int
+}
+
+func (r requests) Bind(ctx context.Context, all []*v1.Binding, done func(i int, err error)) {
+	next := make(chan int)
+	var wg sync.WaitGroup
+	for range min(r.atOnce, len(all)) {
+		wg.Go(func() {
+			for i := range next {
+				done(i, r.client.CoreV1().Pods(all[i].Namespace).Bind(ctx, all[i], metav1.CreateOptions{}))
+			}
+		})
+	}
+	for i := range all {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
 }
 
 // failed takes the decision back; gone says that there is no such pod.

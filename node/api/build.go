@@ -22,6 +22,7 @@ import (
 	genericapifilters "k8s.io/apiserver/pkg/endpoints/filters"
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	genericfeatures "k8s.io/apiserver/pkg/features"
+	"k8s.io/apiserver/pkg/registry/rest"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
 	genericfilters "k8s.io/apiserver/pkg/server/filters"
@@ -84,6 +85,7 @@ type build struct {
 	listener  *idleListener
 	log       requestLog
 	probe     *storeProbe
+	bindings  rest.Storage // of pods
 }
 
 // newBuild makes what does not depend on the rest.
@@ -270,6 +272,9 @@ func (b *build) buildMain(crds *apiextensionsapi.CustomResourceDefinitions) (*ge
 	infos := make([]*genericapiserver.APIGroupInfo, len(groups))
 	for i, g := range groups {
 		infos[i] = &g.APIGroupInfo
+		if s, ok := g.VersionedResourcesStorageMap["v1"]["pods/binding"]; ok {
+			b.bindings = s
+		}
 		main.RegisterDestroyFunc(g.Destroy)
 		if g.Hook != nil {
 			again := g.HookName != kinds.RepairHookName

@@ -10,14 +10,21 @@
 // Done, Unschedulable and Failed; until then it is not popped again.
 //
 // Ordering: active pods come by priority, then by the time at which they
-// became active, then by arrival.
+// became active, then by arrival. So that a stream of important pods starves
+// nobody, each fairEvery-th pod popped is the one that has been active longest,
+// if that is longer than Config.Patience.
+//
+// An event wakes the waiting pods that named its kind, and of those only the
+// ones that the caller, who knows what happened where, does not rule out.
 //
 // An event that comes while a pod is in flight is not lost: if it may help,
 // the pod backs off instead of waiting.
 //
 // The queue is pure: time is an argument, and it must not go backwards. It is
 // not safe for concurrent use; the scheduler, its only caller, guards it. It
-// holds at most one entry for each pod that exists.
+// holds one entry for each pod without a node that exists, and nothing else.
+// Each operation costs the logarithm of their number; Move costs one look at
+// each waiting pod that named the event.
 package queue
 
 import (
@@ -42,9 +49,11 @@ const (
 	NodeAllocatable                   // a node offers more of something
 	NodeLabels                        // a node's labels changed
 	NodeTaints                        // a node's taints, or whether it is cordoned, changed
+	Topology                          // what domains there are, and which nodes count in them, changed
 	NodeReturned                      // the failure detector sees a lost node again
 	PodPlaced                         // a pod was bound
-	PodGone                           // a bound pod has ended, or was not bound after all
+	PodGone                           // a bound pod has ended, or was not bound after all: there is room on its node
+	PeerGone                          // the same, for those who kept away from it, or from its kind
 	PodShrunk                         // a bound pod requests less
 	PodLabels                         // a bound pod's labels changed, or it began to end
 	NamespaceLabels                   // a namespace's labels changed
@@ -57,6 +66,7 @@ const (
 	DeviceClasses                     // a class of devices is new or changed
 	DeviceSlices                      // devices are new or changed
 	Any             Event = 1<<iota - 1
+	eventKinds            = iota - 1
 )
 
 // Config bounds the queue's waiting times.
@@ -69,11 +79,14 @@ type Config struct {
 	// LongestWait is how long a waiting pod is left alone if no event comes.
 	// Default 5 min, as upstream.
 	LongestWait time.Duration
+	// Patience is how long an active pod waits for more important ones before it
+	// gets its turn among them. Default 10 s.
+	Patience time.Duration
 }
 
 // DefaultConfig returns the documented defaults.
 func DefaultConfig() Config {
-	return Config{FirstBackoff: time.Second, LongestBackoff: 10 * time.Second, LongestWait: 5 * time.Minute}
+	return Config{FirstBackoff: time.Second, LongestBackoff: 10 * time.Second, LongestWait: 5 * time.Minute, Patience: 10 * time.Second}
 }
 
 func (c *Config) setDefaults() {
@@ -81,6 +94,7 @@ func (c *Config) setDefaults() {
 	c.FirstBackoff = cmp.Or(c.FirstBackoff, d.FirstBackoff)
 	c.LongestBackoff = cmp.Or(c.LongestBackoff, d.LongestBackoff)
 	c.LongestWait = cmp.Or(c.LongestWait, d.LongestWait)
+	c.Patience = cmp.Or(c.Patience, d.Patience)
 }
 
 // Validate reports all faults of the configuration at once.
@@ -96,8 +110,15 @@ func (c Config) Validate() error {
 	if c.LongestWait < c.LongestBackoff {
 		errs = append(errs, fmt.Errorf("queue: LongestWait %v is below LongestBackoff %v", c.LongestWait, c.LongestBackoff))
 	}
+	if c.Patience < 0 {
+		errs = append(errs, fmt.Errorf("queue: Patience is negative: %v", c.Patience))
+	}
 	return errors.Join(errs...)
 }
+
+// fairEvery is how many pods are popped for each that goes before more
+// important ones because it has waited for long.
+const fairEvery = 8
 
 type place int
 
@@ -118,9 +139,11 @@ type entry struct {
 	until    time.Time // end of the back-off
 	attempts int
 	place    place
-	index    int   // in its heap
-	wake     Event // what may help; while waiting
-	missed   Event // what happened; while in flight
+	index    int    // in its heap
+	turn     int    // in the heap of turns; while active
+	wake     Event  // what may help; while waiting
+	popped   uint64 // see Queue.moves; while in flight
+	changed  bool   // a new version of the pod may help; while in flight
 }
 
 // Queue is the set of pods that wait for a node.
@@ -130,10 +153,18 @@ type Queue struct {
 	arrival uint64
 
 	active entryHeap
+	turns  entryHeap // the active ones by how long they have been
+	pops   int       // since one went out of turn
 	// Pods that no node could take may be tried before their back-off ends when
 	// nothing else is to be done; pods whose attempt failed by an error not.
 	backoff, backoffErr entryHeap
-	waiting, inFlight   map[types.UID]*entry
+	waits               entryHeap // the waiting ones by how long they have been
+	// The waiting ones by what wakes them: there are few combinations.
+	waiting  map[Event]map[*entry]bool
+	inFlight int
+	// moves counts events; last says for each kind which was its last.
+	moves uint64
+	last  [eventKinds]uint64
 }
 
 // New returns an empty queue; cfg must be valid.
@@ -142,16 +173,20 @@ func New(cfg Config) *Queue {
 	byEnd := func(a, b *entry) bool {
 		return cmp.Or(a.until.Compare(b.until), cmp.Compare(a.arrival, b.arrival)) < 0
 	}
+	bySince := func(a, b *entry) bool {
+		return cmp.Or(a.since.Compare(b.since), cmp.Compare(a.arrival, b.arrival)) < 0
+	}
 	return &Queue{
 		cfg:     cfg,
 		entries: map[types.UID]*entry{},
 		active: entryHeap{less: func(a, b *entry) bool {
 			return cmp.Or(cmp.Compare(b.priority, a.priority), a.since.Compare(b.since), cmp.Compare(a.arrival, b.arrival)) < 0
 		}},
+		turns:      entryHeap{less: bySince, at: func(e *entry) *int { return &e.turn }},
 		backoff:    entryHeap{less: byEnd},
 		backoffErr: entryHeap{less: byEnd},
-		waiting:    map[types.UID]*entry{},
-		inFlight:   map[types.UID]*entry{},
+		waits:      entryHeap{less: bySince},
+		waiting:    map[Event]map[*entry]bool{},
 	}
 }
 
@@ -178,7 +213,7 @@ func (q *Queue) Add(pod *v1.Pod, helps bool, now time.Time) {
 	case e.place == waiting && helps:
 		q.revive(e, now)
 	case e.place == inFlight && helps:
-		e.missed = Any
+		e.changed = true
 	}
 }
 
@@ -204,24 +239,31 @@ func (q *Queue) Pop(n int, now time.Time) []Popped {
 	q.tick(now)
 	var out []Popped
 	for len(out) < n {
-		e := q.next()
+		e := q.next(now)
 		if e == nil {
 			break
 		}
 		q.leave(e)
-		e.place, e.missed = inFlight, 0
+		e.place, e.popped, e.changed = inFlight, q.moves, false
 		e.attempts++
-		q.inFlight[e.pod.UID] = e
+		q.inFlight++
 		out = append(out, Popped{Pod: e.pod, Attempts: e.attempts})
 	}
 	return out
 }
 
-func (q *Queue) next() *entry {
-	if e := q.active.first(); e != nil {
-		return e
+func (q *Queue) next(now time.Time) *entry {
+	e := q.active.first()
+	if e == nil {
+		return q.backoff.first()
 	}
-	return q.backoff.first()
+	if q.pops++; q.pops >= fairEvery {
+		q.pops = 0
+		if oldest := q.turns.first(); now.Sub(oldest.since) > q.cfg.Patience {
+			return oldest
+		}
+	}
+	return e
 }
 
 // Done reports that a popped pod needs no node any more.
@@ -236,13 +278,28 @@ func (q *Queue) Unschedulable(uid types.UID, wake Event, now time.Time) {
 	}
 	e.wake = wake
 	e.until = now.Add(q.backoffOf(e))
-	if e.missed&wake != 0 {
+	if e.changed || q.missed(e, wake) {
 		e.place = backoff
 		heap.Push(&q.backoff, e)
 		return
 	}
 	e.place, e.since = waiting, now
-	q.waiting[uid] = e
+	heap.Push(&q.waits, e)
+	if q.waiting[wake] == nil {
+		q.waiting[wake] = map[*entry]bool{}
+	}
+	q.waiting[wake][e] = true
+}
+
+// missed reports whether one of the events happened while the pod was in
+// flight.
+func (q *Queue) missed(e *entry, events Event) bool {
+	for kind := range q.last {
+		if events&(1<<kind) != 0 && q.last[kind] > e.popped {
+			return true
+		}
+	}
+	return false
 }
 
 // Failed reports that the attempt of a popped pod failed for a reason that is
@@ -259,8 +316,8 @@ func (q *Queue) Failed(uid types.UID, now time.Time) {
 
 // landing takes a pod out of flight; nil if it was removed meanwhile.
 func (q *Queue) landing(uid types.UID) *entry {
-	e := q.inFlight[uid]
-	if e == nil {
+	e := q.entries[uid]
+	if e == nil || e.place != inFlight {
 		return nil
 	}
 	q.leave(e)
@@ -275,14 +332,22 @@ func (q *Queue) landing(uid types.UID) *entry {
 // help (and for which may, if not nil, agrees) are tried again after what is
 // left of their back-off. It returns how many those are.
 func (q *Queue) Move(ev Event, may func(*v1.Pod) bool, now time.Time) int {
-	for _, e := range q.inFlight {
-		e.missed |= ev
+	q.moves++
+	for kind := range q.last {
+		if ev&(1<<kind) != 0 {
+			q.last[kind] = q.moves
+		}
 	}
 	moved := 0
-	for _, e := range q.waiting {
-		if e.wake&ev != 0 && (may == nil || may(e.pod)) {
-			q.revive(e, now)
-			moved++
+	for wake, pods := range q.waiting {
+		if wake&ev == 0 {
+			continue
+		}
+		for e := range pods {
+			if may == nil || may(e.pod) {
+				q.revive(e, now)
+				moved++
+			}
 		}
 	}
 	return moved
@@ -291,7 +356,7 @@ func (q *Queue) Move(ev Event, may func(*v1.Pod) bool, now time.Time) int {
 // Next returns when Pop will have something to give without any event; false
 // if never.
 func (q *Queue) Next(now time.Time) (time.Time, bool) {
-	if q.next() != nil {
+	if q.active.Len()+q.backoff.Len() > 0 {
 		return now, true
 	}
 	var at time.Time
@@ -303,7 +368,7 @@ func (q *Queue) Next(now time.Time) (time.Time, bool) {
 	if e := q.backoffErr.first(); e != nil {
 		earlier(e.until)
 	}
-	for _, e := range q.waiting {
+	if e := q.waits.first(); e != nil {
 		earlier(e.since.Add(q.cfg.LongestWait))
 	}
 	return at, !at.IsZero()
@@ -314,7 +379,7 @@ type Lengths struct{ Active, Backoff, Waiting, Gated, InFlight int }
 
 // Lengths counts the pods.
 func (q *Queue) Lengths() Lengths {
-	l := Lengths{Active: q.active.Len(), Backoff: q.backoff.Len() + q.backoffErr.Len(), Waiting: len(q.waiting), InFlight: len(q.inFlight)}
+	l := Lengths{Active: q.active.Len(), Backoff: q.backoff.Len() + q.backoffErr.Len(), Waiting: q.waits.Len(), InFlight: q.inFlight}
 	l.Gated = len(q.entries) - l.Active - l.Backoff - l.Waiting - l.InFlight
 	return l
 }
@@ -327,16 +392,15 @@ func (q *Queue) tick(now time.Time) {
 			q.activate(e, now)
 		}
 	}
-	for _, e := range q.waiting {
-		if !e.since.Add(q.cfg.LongestWait).After(now) {
-			q.revive(e, now)
-		}
+	for e := q.waits.first(); e != nil && !e.since.Add(q.cfg.LongestWait).After(now); e = q.waits.first() {
+		q.revive(e, now)
 	}
 }
 
 func (q *Queue) activate(e *entry, now time.Time) {
 	e.place, e.since = active, now
 	heap.Push(&q.active, e)
+	heap.Push(&q.turns, e)
 }
 
 // revive ends the waiting of a pod.
@@ -355,14 +419,18 @@ func (q *Queue) leave(e *entry) {
 	switch e.place {
 	case active:
 		heap.Remove(&q.active, e.index)
+		heap.Remove(&q.turns, e.turn)
 	case backoff:
 		heap.Remove(&q.backoff, e.index)
 	case backoffAfterError:
 		heap.Remove(&q.backoffErr, e.index)
 	case waiting:
-		delete(q.waiting, e.pod.UID)
+		heap.Remove(&q.waits, e.index)
+		if delete(q.waiting[e.wake], e); len(q.waiting[e.wake]) == 0 {
+			delete(q.waiting, e.wake)
+		}
 	case inFlight:
-		delete(q.inFlight, e.pod.UID)
+		q.inFlight--
 	}
 }
 
@@ -381,6 +449,16 @@ func (q *Queue) backoffOf(e *entry) time.Duration {
 type entryHeap struct {
 	items []*entry
 	less  func(a, b *entry) bool
+	at    func(*entry) *int // where an entry keeps its index; nil: in index
+}
+
+func (h *entryHeap) put(i int, e *entry) {
+	h.items[i] = e
+	if h.at != nil {
+		*h.at(e) = i
+		return
+	}
+	e.index = i
 }
 
 func (h *entryHeap) first() *entry {
@@ -393,13 +471,13 @@ func (h *entryHeap) first() *entry {
 func (h *entryHeap) Len() int           { return len(h.items) }
 func (h *entryHeap) Less(i, j int) bool { return h.less(h.items[i], h.items[j]) }
 func (h *entryHeap) Swap(i, j int) {
-	h.items[i], h.items[j] = h.items[j], h.items[i]
-	h.items[i].index, h.items[j].index = i, j
+	a, b := h.items[i], h.items[j]
+	h.put(i, b)
+	h.put(j, a)
 }
 func (h *entryHeap) Push(x any) {
-	e := x.(*entry)
-	e.index = len(h.items)
-	h.items = append(h.items, e)
+	h.items = append(h.items, nil)
+	h.put(len(h.items)-1, x.(*entry))
 }
 func (h *entryHeap) Pop() any {
 	last := len(h.items) - 1

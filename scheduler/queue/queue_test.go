@@ -224,3 +224,93 @@ func TestNoPodIsLostOrDoubled(t *testing.T) {
 		t.Errorf("%d of %d pods came up again", got, len(exists))
 	}
 }
+
+// A stream of important pods, more than can be tried, starves nobody: the
+// oldest pod gets its turn among them.
+func TestPatienceEndsStarvation(t *testing.T) {
+	q := New(Config{})
+	q.Add(mk("humble", 0), false, at(0))
+	important := 0
+	for second := 1; second <= 60; second++ {
+		for range 20 {
+			important++
+			q.Add(mk(fmt.Sprint("vip", important), 9), false, at(float64(second)))
+		}
+		for _, name := range popNames(q, 10, at(float64(second))) {
+			if name == "humble" {
+				if second <= 10 {
+					t.Errorf("out of turn after %d s already", second)
+				}
+				return
+			}
+			q.Done(types.UID(name))
+		}
+	}
+	t.Error("starved for a minute")
+}
+
+// Without anybody who has waited for long, priority alone decides.
+func TestPriorityIsStrictWhileNobodyWaitsForLong(t *testing.T) {
+	q := New(Config{})
+	q.Add(mk("humble", 0), false, at(0))
+	for i := range 3 * fairEvery {
+		q.Add(mk(fmt.Sprintf("vip%02d", i), 9), false, at(1))
+	}
+	names := popNames(q, 3*fairEvery+1, at(9))
+	if names[len(names)-1] != "humble" {
+		t.Errorf("popped %v", names)
+	}
+}
+
+// An event looks only at the pods that named it: with thousands that wait for
+// other things it stays cheap.
+func TestMoveAsksOnlyThoseConcerned(t *testing.T) {
+	q := New(Config{})
+	for i := range 1000 {
+		q.Add(mk(fmt.Sprint("p", i), 0), false, at(0))
+	}
+	for i, p := range q.Pop(1000, at(0)) {
+		wake := PodGone
+		if i%100 == 0 {
+			wake = PeerGone | Topology
+		}
+		q.Unschedulable(p.Pod.UID, wake, at(0))
+	}
+	asked := 0
+	if n := q.Move(Topology, func(*v1.Pod) bool { asked++; return asked%2 == 0 }, at(2)); n != 5 || asked != 10 {
+		t.Errorf("%d asked, %d woken; want 10 and 5", asked, n)
+	}
+	if l := q.Lengths(); l != (Lengths{Active: 5, Waiting: 995}) {
+		t.Errorf("%+v", l)
+	}
+	// What is left wakes at last by itself, all at once, and nothing is kept of it.
+	if got := len(q.Pop(2000, at(301))); got != 1000 {
+		t.Errorf("%d pods after five minutes", got)
+	}
+	if len(q.waiting) != 0 || q.waits.Len() != 0 {
+		t.Errorf("%d groups and %d pods are left", len(q.waiting), q.waits.Len())
+	}
+}
+
+// The cost of an attempt does not grow with the pods that wait.
+func BenchmarkWithWaiting(b *testing.B) {
+	for _, waiting := range []int{100, 100_000} {
+		b.Run(fmt.Sprint(waiting), func(b *testing.B) {
+			q := New(Config{})
+			for i := range waiting {
+				q.Add(mk(fmt.Sprint("w", i), 0), false, t0)
+			}
+			for _, p := range q.Pop(waiting, t0) {
+				q.Unschedulable(p.Pod.UID, NodeAdded, t0)
+			}
+			pod := mk("p", 0)
+			for b.Loop() {
+				q.Add(pod, false, t0)
+				q.Pop(1, t0)
+				q.Move(PodPlaced, nil, t0)
+				q.Next(t0)
+				q.Done("p")
+			}
+		})
+	}
+}

@@ -3,20 +3,18 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"skein.io/skein/test/cputime"
+	"skein.io/skein/test/peers"
 )
 
 const (
@@ -28,20 +26,20 @@ const (
 type comparison struct {
 	config
 	r     *report
-	sides []*subject
+	sides []*peers.Subject
 	made  int // pods on each side
 }
 
 func (b *comparison) start(ctx context.Context) error {
-	s, err := startSkein(ctx, b.skein, b.dir)
+	s, err := peers.StartSkein(ctx, b.skein, b.dir)
 	if err != nil {
 		return err
 	}
-	b.sides = []*subject{s}
+	b.sides = []*peers.Subject{s}
 	if b.apiserver != "" && !b.fast {
-		p, err := startPeer(ctx, b.etcd, b.apiserver, b.dir)
+		p, err := peers.StartPeer(ctx, b.etcd, b.apiserver, b.dir)
 		if err != nil {
-			s.stop()
+			s.Stop()
 			return err
 		}
 		b.sides = append(b.sides, p)
@@ -51,7 +49,7 @@ func (b *comparison) start(ctx context.Context) error {
 
 func (b *comparison) stop() {
 	for _, s := range b.sides {
-		s.stop()
+		s.Stop()
 	}
 }
 
@@ -61,7 +59,7 @@ func (b *comparison) wants(part string) bool {
 
 func (b *comparison) all(ctx context.Context) error {
 	for _, s := range b.sides {
-		if err := prepare(ctx, s); err != nil {
+		if err := s.Prepare(ctx, namespace); err != nil {
 			return err
 		}
 	}
@@ -80,25 +78,6 @@ func (b *comparison) all(ctx context.Context) error {
 	return nil
 }
 
-// prepare makes the namespace and, where no controller does it, its ServiceAccount.
-func prepare(ctx context.Context, s *subject) error {
-	k, err := s.client(protobuf)
-	if err != nil {
-		return err
-	}
-	if _, err := k.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{}); err != nil {
-		return fmt.Errorf("%s: %w", s.name, err)
-	}
-	_, _ = k.CoreV1().ServiceAccounts(namespace).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}) // Skein's controller may have been faster
-	for range 200 {
-		if _, err = k.CoreV1().ServiceAccounts(namespace).Get(ctx, "default", metav1.GetOptions{}); err == nil {
-			return nil
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	return fmt.Errorf("%s: %w", s.name, err)
-}
-
 func pause(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
@@ -110,7 +89,7 @@ func pause(ctx context.Context, d time.Duration) error {
 
 func (b *comparison) memory(what string) error {
 	for _, s := range b.sides {
-		m, err := memoryOf(s.pids())
+		m, err := peers.MemoryOf(s.Pids())
 		if err != nil {
 			return err
 		}
@@ -126,13 +105,13 @@ func (b *comparison) idle(ctx context.Context) error {
 	const d = 5 * time.Second
 	before := make([]time.Duration, len(b.sides))
 	for i, s := range b.sides {
-		before[i], _ = cputime.Of(s.pids()) // an error shows below
+		before[i], _ = cputime.Of(s.Pids()) // an error shows below
 	}
 	if err := pause(ctx, d); err != nil {
 		return err
 	}
 	for i, s := range b.sides {
-		now, err := cputime.Of(s.pids())
+		now, err := cputime.Of(s.Pids())
 		if err != nil {
 			return err
 		}
@@ -147,7 +126,7 @@ func (b *comparison) turns(ctx context.Context, op operation, first, n int) ([]c
 	ks := make([]*kubernetes.Clientset, len(b.sides))
 	for i, s := range b.sides {
 		var err error
-		if ks[i], err = s.client(op.media); err != nil {
+		if ks[i], err = s.Client(op.media); err != nil {
 			return nil, err
 		}
 	}
@@ -224,25 +203,14 @@ func (b *comparison) profile(name string) (end func()) {
 	if b.profiles == "" {
 		return func() {}
 	}
-	return fetchProfile(b.sides[0].cfg, fmt.Sprint("/debug/pprof/profile?seconds=", b.seconds), filepath.Join(b.profiles, strings.NewReplacer(" ", "-", ",", "").Replace(name)+".pprof"))
+	return fetchProfile(b.sides[0].Config, fmt.Sprint("/debug/pprof/profile?seconds=", b.seconds), filepath.Join(b.profiles, strings.NewReplacer(" ", "-", ",", "").Replace(name)+".pprof"))
 }
 
 func fetchProfile(cfg *rest.Config, what, file string) (wait func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		hc, err := rest.HTTPClientFor(cfg)
-		if err == nil {
-			var resp *http.Response
-			if resp, err = hc.Get(cfg.Host + what); err == nil {
-				var raw []byte
-				if raw, err = io.ReadAll(resp.Body); err == nil {
-					err = os.WriteFile(file, raw, 0o600)
-				}
-				resp.Body.Close()
-			}
-		}
-		if err != nil {
+		if err := peers.Fetch(cfg, what, file); err != nil {
 			fmt.Fprintln(os.Stderr, "profile:", err)
 		}
 	}()
@@ -260,7 +228,7 @@ func (b *comparison) hold(ctx context.Context, when string) error {
 		}
 	}()
 	for _, s := range b.sides {
-		k, err := s.client(protobuf)
+		k, err := s.Client(protobuf)
 		if err != nil {
 			return err
 		}
@@ -274,9 +242,9 @@ func (b *comparison) hold(ctx context.Context, when string) error {
 		return err
 	}
 	if b.profiles != "" {
-		fetchProfile(b.sides[0].cfg, "/metrics", filepath.Join(b.profiles, "metrics.txt"))()
-		fetchProfile(b.sides[0].cfg, "/debug/pprof/heap?gc=1", filepath.Join(b.profiles, "heap.pprof"))()
-		fetchProfile(b.sides[0].cfg, "/debug/pprof/goroutine?debug=1", filepath.Join(b.profiles, "goroutines.txt"))()
+		fetchProfile(b.sides[0].Config, "/metrics", filepath.Join(b.profiles, "metrics.txt"))()
+		fetchProfile(b.sides[0].Config, "/debug/pprof/heap?gc=1", filepath.Join(b.profiles, "heap.pprof"))()
+		fetchProfile(b.sides[0].Config, "/debug/pprof/goroutine?debug=1", filepath.Join(b.profiles, "goroutines.txt"))()
 	}
 	return b.memory(fmt.Sprintf("%d pods, 50 watches, %s", b.made, when))
 }
@@ -304,7 +272,7 @@ func (b *comparison) watches(ctx context.Context) error {
 			}
 		}()
 		for _, s := range b.sides {
-			kc, err := s.client(protobuf)
+			kc, err := s.Client(protobuf)
 			if err != nil {
 				return nil, err
 			}
@@ -321,7 +289,7 @@ func (b *comparison) watches(ctx context.Context) error {
 		}
 		before := make([]time.Duration, len(b.sides))
 		for i, s := range b.sides {
-			before[i], _ = cputime.Of(s.pids()) // an error shows below
+			before[i], _ = cputime.Of(s.Pids()) // an error shows below
 		}
 		costs, err := b.create(ctx, n)
 		if err != nil {
@@ -329,11 +297,11 @@ func (b *comparison) watches(ctx context.Context) error {
 		}
 		for i, s := range b.sides {
 			if gets {
-				if err := ws[i].await(s.name, time.Minute, func() bool { return ws[i].events.Load() >= int64(k*n) }); err != nil {
+				if err := ws[i].await(s.Name, time.Minute, func() bool { return ws[i].events.Load() >= int64(k*n) }); err != nil {
 					return nil, err
 				}
 				if got := ws[i].events.Load(); got != int64(k*n) {
-					return nil, fmt.Errorf("%s: %d events, want %d", s.name, got, k*n)
+					return nil, fmt.Errorf("%s: %d events, want %d", s.Name, got, k*n)
 				}
 			}
 		}
@@ -341,13 +309,13 @@ func (b *comparison) watches(ctx context.Context) error {
 			return nil, err
 		}
 		for i, s := range b.sides {
-			now, err := cputime.Of(s.pids())
+			now, err := cputime.Of(s.Pids())
 			if err != nil {
 				return nil, err
 			}
 			costs[i].cpu = now - before[i] // what came after the last answer, too
 			if w := ws[i]; w.ended.Load() > 0 {
-				return nil, fmt.Errorf("%s: %d watches were ended: %w", s.name, w.ended.Load(), *w.err.Load())
+				return nil, fmt.Errorf("%s: %d watches were ended: %w", s.Name, w.ended.Load(), *w.err.Load())
 			}
 		}
 		return costs, nil
@@ -389,14 +357,14 @@ func (b *comparison) informers(ctx context.Context) error {
 		return err
 	}
 	for _, s := range b.sides {
-		k, err := s.client(protobuf)
+		k, err := s.Client(protobuf)
 		if err != nil {
 			return err
 		}
-		if err := resetPeak(s.pids()); err != nil {
+		if err := peers.ResetPeak(s.Pids()); err != nil {
 			return err
 		}
-		before, err := cputime.Of(s.pids())
+		before, err := cputime.Of(s.Pids())
 		if err != nil {
 			return err
 		}
@@ -408,10 +376,10 @@ func (b *comparison) informers(ctx context.Context) error {
 		w := watch(ctx, k, n, func(int) metav1.ListOptions {
 			return metav1.ListOptions{SendInitialEvents: &yes, ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan, AllowWatchBookmarks: true}
 		})
-		err = w.await(s.name+": 50 informers", 10*time.Minute, func() bool { return w.synced.Load() == n })
+		err = w.await(s.Name+": 50 informers", 10*time.Minute, func() bool { return w.synced.Load() == n })
 		took := time.Since(began)
 		if got := w.events.Load(); err == nil && got < int64(n*b.made) { // more: bookmarks of those who wait for the others
-			err = fmt.Errorf("%s: %d initial events, want %d", s.name, got, n*b.made)
+			err = fmt.Errorf("%s: %d initial events, want %d", s.Name, got, n*b.made)
 		}
 		w.stop()
 		if end != nil {
@@ -420,15 +388,15 @@ func (b *comparison) informers(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		now, err := cputime.Of(s.pids())
+		now, err := cputime.Of(s.Pids())
 		if err != nil {
 			return err
 		}
-		m, err := memoryOf(s.pids()[:1])
+		m, err := peers.MemoryOf(s.Pids()[:1])
 		if err != nil {
 			return err
 		}
-		b.r.put(informerPeak, s, m.peak)
+		b.r.put(informerPeak, s, m.Peak)
 		b.r.put("50 informers at once: seconds", s, took.Seconds())
 		b.r.put("50 informers at once: seconds of CPU", s, (now - before).Seconds())
 	}
@@ -442,9 +410,9 @@ const (
 
 func (b *comparison) restarts(ctx context.Context) error {
 	for _, s := range b.sides {
-		took, err := s.restart(ctx)
+		took, err := s.Restart(ctx)
 		if err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
+			return fmt.Errorf("%s: %w", s.Name, err)
 		}
 		b.r.put(startTime, s, took.Seconds())
 	}

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 
 	"skein.io/skein/test/cputime"
+	"skein.io/skein/test/peers"
 )
 
 const (
@@ -96,8 +97,8 @@ func (c *cost) each() float64 {
 }
 
 // run makes requests first..first+n-1 and says what they cost.
-func run(ctx context.Context, s *subject, k *kubernetes.Clientset, op operation, first, n int) (cost, error) {
-	before, err := cputime.Of(s.pids())
+func run(ctx context.Context, s *peers.Subject, k *kubernetes.Clientset, op operation, first, n int) (cost, error) {
+	before, err := cputime.Of(s.Pids())
 	if err != nil {
 		return cost{}, err
 	}
@@ -121,9 +122,9 @@ func run(ctx context.Context, s *subject, k *kubernetes.Clientset, op operation,
 	wg.Wait()
 	wall := time.Since(began)
 	if e := failed.Load(); e != nil {
-		return cost{}, fmt.Errorf("%s: %s: %w", s.name, op.name, *e)
+		return cost{}, fmt.Errorf("%s: %s: %w", s.Name, op.name, *e)
 	}
-	after, err := cputime.Of(s.pids())
+	after, err := cputime.Of(s.Pids())
 	return cost{n, after - before, wall}, err
 }
 

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"skein.io/skein/test/peers"
 )
 
 // report collects figures in the order of their first mention.
@@ -19,24 +21,24 @@ type row struct {
 	by    map[string]float64 // subject's name
 }
 
-func (r *report) put(name string, s *subject, v float64) {
+func (r *report) put(name string, s *peers.Subject, v float64) {
 	i := slices.IndexFunc(r.rows, func(x *row) bool { return x.name == name })
 	if i < 0 {
 		i = len(r.rows)
 		r.rows = append(r.rows, &row{name: name, by: map[string]float64{}})
 	}
-	r.rows[i].by[s.name] = v
-	fmt.Printf("%s %-70s %-22s %8.1f\n", time.Now().Format(time.TimeOnly), name, s.name, v)
+	r.rows[i].by[s.Name] = v
+	fmt.Printf("%s %-70s %-22s %8.1f\n", time.Now().Format(time.TimeOnly), name, s.Name, v)
 }
 
-func (r *report) cost(name string, s *subject, c cost) {
+func (r *report) cost(name string, s *peers.Subject, c cost) {
 	r.put("CPU, us: "+name, s, c.each())
 	r.rows[slices.IndexFunc(r.rows, func(x *row) bool { return x.name == "CPU, us: "+name })].ratio = true
 }
 
-func (r *report) memory(what string, s *subject, m memory) {
-	r.put(what+": anonymous MB", s, m.anon)
-	r.put(what+": resident MB", s, m.rss)
+func (r *report) memory(what string, s *peers.Subject, m peers.Memory) {
+	r.put(what+": anonymous MB", s, m.Anon)
+	r.put(what+": resident MB", s, m.RSS)
 }
 
 func (r *report) get(name string) (float64, bool) {

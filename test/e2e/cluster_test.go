@@ -38,6 +38,7 @@ func TestCluster(t *testing.T) {
 		{"sealed", w.sealed},
 		{"shard leaders", w.shardLeaders},
 		{"leader kill", w.leaderKill},
+		{"failover", w.failover},
 		{"node kill", w.nodeKill},
 		{"no leader", w.noLeader},
 		{"partition", w.partition},

@@ -1,4 +1,4 @@
-package main
+package peers
 
 import (
 	"fmt"
@@ -7,10 +7,11 @@ import (
 	"strings"
 )
 
-// memory of processes in MB (2^20 bytes): all that is resident, what no file backs, and the highest that it was since the last reset.
-type memory struct{ rss, anon, peak float64 }
+// Memory of processes in MB (2^20 bytes): all that is resident, what no file backs, and the highest that it was since the last reset.
+type Memory struct{ RSS, Anon, Peak float64 }
 
-func memoryOf(pids []int) (m memory, err error) {
+// MemoryOf sums the memory of processes.
+func MemoryOf(pids []int) (m Memory, err error) {
 	for _, p := range pids {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p))
 		if err != nil {
@@ -21,19 +22,19 @@ func memoryOf(pids []int) (m memory, err error) {
 			n, _ := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 64) // other lines are no numbers
 			switch k {
 			case "VmRSS":
-				m.rss += n / 1024
+				m.RSS += n / 1024
 			case "RssAnon":
-				m.anon += n / 1024
+				m.Anon += n / 1024
 			case "VmHWM":
-				m.peak += n / 1024
+				m.Peak += n / 1024
 			}
 		}
 	}
 	return m, nil
 }
 
-// resetPeak makes the kernel forget the highest resident size so far.
-func resetPeak(pids []int) error {
+// ResetPeak makes the kernel forget the highest resident size so far.
+func ResetPeak(pids []int) error {
 	for _, p := range pids {
 		if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", p), []byte("5"), 0); err != nil {
 			return err
@@ -42,6 +43,6 @@ func resetPeak(pids []int) error {
 	return nil
 }
 
-func (m memory) String() string {
-	return fmt.Sprintf("%.0f MB resident, %.0f anonymous, peak %.0f", m.rss, m.anon, m.peak)
+func (m Memory) String() string {
+	return fmt.Sprintf("%.0f MB resident, %.0f anonymous, peak %.0f", m.RSS, m.Anon, m.Peak)
 }

@@ -1,4 +1,6 @@
-package main
+// Package peers starts what the benchmarks compare: Skein as a user starts it, on a machine made of namespaces, and upstream's etcd,
+// kube-apiserver and kube-scheduler, and reads what their processes hold. Whoever starts one stops it; it needs root for Skein.
+package peers
 
 import (
 	"context"
@@ -18,32 +20,57 @@ import (
 	"path/filepath"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"skein.io/skein/gossip/identity"
 	"skein.io/skein/node/client"
 	"skein.io/skein/test/cluster"
 )
 
-// subject is one of the two that are compared: a Kubernetes API with everything behind it.
-type subject struct {
-	name string
-	cfg  *rest.Config // an administrator's
-	// pids are the processes that are counted, the one with the API first.
-	pids func() []int
-	// restart ends and starts the API's process again on the same data; ready is how long it took until it served.
-	restart func(context.Context) (ready time.Duration, err error)
-	stop    func()
+// Subject is one of the two that are compared: a Kubernetes API with everything behind it.
+type Subject struct {
+	Name   string
+	Config *rest.Config // an administrator's
+	// Pids are the processes that are counted, the one with the API first.
+	Pids func() []int
+	// Restart ends and starts the API's process again on the same data; ready is how long it took until it served.
+	Restart func(context.Context) (ready time.Duration, err error)
+	// StartScheduler starts upstream's kube-scheduler beside its API server, with its defaults but for a client that is not throttled
+	// (50 requests a second), as in upstream's own benchmark; nil for Skein, which has one.
+	StartScheduler func(path string) error
+	Stop           func()
 }
 
-// client speaks protobuf or JSON, over one connection of its own.
-func (s *subject) client(media string) (*kubernetes.Clientset, error) {
-	c := rest.CopyConfig(s.cfg)
+// Client speaks protobuf or JSON, over one connection of its own.
+func (s *Subject) Client(media string) (*kubernetes.Clientset, error) {
+	c := rest.CopyConfig(s.Config)
 	c.ContentType, c.AcceptContentTypes = media, media
 	c.QPS = -1
 	return kubernetes.NewForConfig(c)
+}
+
+// Prepare makes a namespace and, where no controller does it, its ServiceAccount.
+func (s *Subject) Prepare(ctx context.Context, namespace string) error {
+	k, err := s.Client("application/vnd.kubernetes.protobuf")
+	if err != nil {
+		return err
+	}
+	if _, err := k.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{}); err != nil {
+		return fmt.Errorf("%s: %w", s.Name, err)
+	}
+	_, _ = k.CoreV1().ServiceAccounts(namespace).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}) // Skein's controller may have been faster
+	for range 200 {
+		if _, err = k.CoreV1().ServiceAccounts(namespace).Get(ctx, "default", metav1.GetOptions{}); err == nil {
+			return nil
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return fmt.Errorf("%s: %w", s.Name, err)
 }
 
 // ready asks /readyz until it is ok.
@@ -69,6 +96,25 @@ func ready(ctx context.Context, cfg *rest.Config) (time.Duration, error) {
 	}
 }
 
+// Fetch writes what a path of the server answers to a file: profiles, metrics.
+func Fetch(cfg *rest.Config, path, file string) error {
+	hc, err := rest.HTTPClientFor(cfg)
+	if err != nil {
+		return err
+	}
+	defer hc.CloseIdleConnections()
+	resp, err := hc.Get(cfg.Host + path)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	if err == nil {
+		err = os.WriteFile(file, raw, 0o600)
+	}
+	return err
+}
+
 func ask(ctx context.Context, hc *http.Client, url string) error {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -86,14 +132,14 @@ func ask(ctx context.Context, hc *http.Client, url string) error {
 	return err
 }
 
-// startSkein starts one daemon as a user would, on a machine of its own in namespaces.
-func startSkein(ctx context.Context, skein, dir string) (*subject, error) {
+// StartSkein starts one daemon as a user would, on a machine of its own in namespaces; up are arguments for "skein up".
+func StartSkein(ctx context.Context, skein, dir string, up ...string) (*Subject, error) {
 	lab, err := cluster.New(ctx, cluster.Config{Dir: filepath.Join(dir, "lab")})
 	if err != nil {
 		return nil, err
 	}
-	s := &subject{name: "Skein"}
-	s.stop = func() {
+	s := &Subject{Name: "Skein"}
+	s.Stop = func() {
 		c, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
 		if err := lab.Close(c); err != nil {
@@ -102,20 +148,20 @@ func startSkein(ctx context.Context, skein, dir string) (*subject, error) {
 	}
 	n, err := lab.AddNode(ctx, "n1", 1)
 	if err == nil {
-		err = n.Start(ctx, nil, skein, "up")
+		err = n.Start(ctx, nil, append([]string{skein, "up"}, up...)...)
 	}
 	if err == nil {
 		err = fetchAdmin(ctx, n, s)
 	}
 	if err == nil {
-		_, err = ready(ctx, s.cfg)
+		_, err = ready(ctx, s.Config)
 	}
 	if err != nil {
-		s.stop()
+		s.Stop()
 		return nil, fmt.Errorf("start Skein: %w", err)
 	}
-	s.pids = func() []int { return []int{n.Pid()} }
-	s.restart = func(ctx context.Context) (time.Duration, error) {
+	s.Pids = func() []int { return []int{n.Pid()} }
+	s.Restart = func(ctx context.Context) (time.Duration, error) {
 		if err := n.Stop(ctx); err != nil {
 			return 0, err
 		}
@@ -123,24 +169,24 @@ func startSkein(ctx context.Context, skein, dir string) (*subject, error) {
 		if err := n.Start(ctx, nil); err != nil {
 			return 0, err
 		}
-		_, err := ready(ctx, s.cfg)
+		_, err := ready(ctx, s.Config)
 		return time.Since(began), err
 	}
 	return s, nil
 }
 
-func fetchAdmin(ctx context.Context, n *cluster.Node, s *subject) error {
+func fetchAdmin(ctx context.Context, n *cluster.Node, s *Subject) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	control := client.Unix(client.SocketPath(n.StateDir()))
 	for {
 		raw, err := control.Kubeconfig(ctx, "")
 		if err == nil {
-			if s.cfg, err = clientcmd.RESTConfigFromKubeConfig(raw); err != nil {
+			if s.Config, err = clientcmd.RESTConfigFromKubeConfig(raw); err != nil {
 				return err
 			}
-			s.cfg.Host = fmt.Sprintf("https://%s:6443", n.IP())
-			s.cfg.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			s.Config.Host = fmt.Sprintf("https://%s:6443", n.IP())
+			s.Config.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
 				return n.DialContext(ctx, network, n.IP().String()+":6443")
 			}
 			return nil
@@ -153,45 +199,46 @@ func fetchAdmin(ctx context.Context, n *cluster.Node, s *subject) error {
 	}
 }
 
-// startPeer starts upstream's etcd and kube-apiserver with their defaults.
-func startPeer(ctx context.Context, etcd, apiserver, dir string) (*subject, error) {
+// StartPeer starts upstream's etcd and kube-apiserver with their defaults.
+func StartPeer(ctx context.Context, etcd, apiserver, dir string) (*Subject, error) {
 	p := &peer{dir: filepath.Join(dir, "peer")}
-	s := &subject{name: "kube-apiserver + etcd", stop: p.stop, pids: p.pids}
+	s := &Subject{Name: "kube-apiserver + etcd", Stop: p.stop, Pids: p.pids}
 	err := p.prepare()
 	if err == nil {
 		err = p.startEtcd(etcd)
 	}
 	if err == nil {
-		s.cfg, err = p.admin()
+		s.Config, err = p.admin()
 	}
 	begin := func() error { return p.startAPI(apiserver) }
 	if err == nil {
 		err = begin()
 	}
 	if err == nil {
-		_, err = ready(ctx, s.cfg)
+		_, err = ready(ctx, s.Config)
 	}
 	if err != nil {
 		p.stop()
 		return nil, fmt.Errorf("start kube-apiserver and etcd (their logs are in %s): %w", p.dir, err)
 	}
-	s.restart = func(ctx context.Context) (time.Duration, error) {
+	s.StartScheduler = p.startScheduler
+	s.Restart = func(ctx context.Context) (time.Duration, error) {
 		end(p.api)
 		began := time.Now()
 		if err := begin(); err != nil {
 			return 0, err
 		}
-		_, err := ready(ctx, s.cfg)
+		_, err := ready(ctx, s.Config)
 		return time.Since(began), err
 	}
 	return s, nil
 }
 
 type peer struct {
-	dir       string
-	ca        *identity.Authority
-	ports     [3]int // etcd's clients, etcd's peers, the API
-	etcd, api *exec.Cmd
+	dir                  string
+	ca                   *identity.Authority
+	ports                [4]int // etcd's clients, etcd's peers, the API, the scheduler
+	etcd, api, scheduler *exec.Cmd
 }
 
 func (p *peer) file(name string) string { return filepath.Join(p.dir, name) }
@@ -266,9 +313,46 @@ func (p *peer) startAPI(path string) (err error) {
 	return err
 }
 
-func (p *peer) pids() []int { return []int{p.api.Process.Pid, p.etcd.Process.Pid} }
+// schedulerQPS is what upstream's scheduler_perf allows its client.
+const schedulerQPS = 5000
+
+func (p *peer) startScheduler(path string) error {
+	admin, err := p.admin()
+	if err != nil {
+		return err
+	}
+	kubeconfig, err := clientcmd.Write(clientcmdapi.Config{
+		Clusters:       map[string]*clientcmdapi.Cluster{"peer": {Server: admin.Host, CertificateAuthorityData: admin.CAData}},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{"peer": {ClientCertificateData: admin.CertData, ClientKeyData: admin.KeyData}},
+		Contexts:       map[string]*clientcmdapi.Context{"peer": {Cluster: "peer", AuthInfo: "peer"}},
+		CurrentContext: "peer",
+	})
+	if err != nil {
+		return err
+	}
+	config := fmt.Sprintf("apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\nleaderElection: {leaderElect: false}\n"+
+		"clientConnection: {kubeconfig: %q, qps: %d, burst: %d, contentType: application/vnd.kubernetes.protobuf}\n",
+		p.file("scheduler.kubeconfig"), schedulerQPS, schedulerQPS)
+	err = errors.Join(os.WriteFile(p.file("scheduler.kubeconfig"), kubeconfig, 0o600), os.WriteFile(p.file("scheduler.yaml"), []byte(config), 0o600))
+	if err != nil {
+		return err
+	}
+	p.scheduler, err = p.start("kube-scheduler", path, "--config="+p.file("scheduler.yaml"), "--bind-address=127.0.0.1", fmt.Sprint("--secure-port=", p.ports[3]),
+		"--authentication-kubeconfig="+p.file("scheduler.kubeconfig"), "--authorization-kubeconfig="+p.file("scheduler.kubeconfig"),
+		"--authorization-always-allow-paths=/metrics,/healthz")
+	return err
+}
+
+func (p *peer) pids() []int {
+	pids := []int{p.api.Process.Pid, p.etcd.Process.Pid}
+	if p.scheduler != nil {
+		pids = append(pids, p.scheduler.Process.Pid)
+	}
+	return pids
+}
 
 func (p *peer) stop() {
+	end(p.scheduler)
 	end(p.api)
 	end(p.etcd)
 }

@@ -1,0 +1,80 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// A binding made without a request is what one made by a request is: the same effect, the same admission (which gives the pod the zone of
+// its node), the same refusals.
+func TestBinderIsTheAPI(t *testing.T) {
+	ctx := t.Context()
+	client := admin(t)
+	namespace := namespace(t, client)
+	decorated := atomic.Int64{}
+	binder, err := cluster.servers[0].Binder("test", func(ctx context.Context) context.Context { decorated.Add(1); return ctx })
+	if err != nil {
+		t.Fatal(err)
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "bind-node", Labels: map[string]string{corev1.LabelTopologyZone: "z1"}}}, metav1.CreateOptions{})
+	must(err)
+	defer client.CoreV1().Nodes().Delete(context.Background(), "bind-node", metav1.DeleteOptions{})
+	var all []*corev1.Binding
+	add := func(name string, edit func(*corev1.Pod), change func(*corev1.Binding)) {
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace}, Spec: corev1.PodSpec{
+			SchedulerName: "nobody", Containers: []corev1.Container{{Name: "c", Image: "i"}}}}
+		if edit != nil {
+			edit(pod)
+		}
+		pod, err := client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{})
+		must(err)
+		b := &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: pod.UID}, Target: corev1.ObjectReference{Kind: "Node", Name: "bind-node"}}
+		if change != nil {
+			change(b)
+		}
+		all = append(all, b)
+	}
+	for i := range 20 {
+		add(fmt.Sprint("bind-", i), nil, nil)
+	}
+	add("bind-gated", func(p *corev1.Pod) { p.Spec.SchedulingGates = []corev1.PodSchedulingGate{{Name: "example.com/g"}} }, nil)
+	add("bind-other", nil, func(b *corev1.Binding) { b.UID = "another" })
+	add("bind-gone", nil, func(b *corev1.Binding) { b.Name = "bind-never-was" })
+	add("bind-nowhere", nil, func(b *corev1.Binding) { b.Target.Name = "" })
+	errs := make([]error, len(all))
+	binder.Bind(ctx, all, func(i int, err error) { errs[i] = err })
+	for i := range 20 {
+		must(errs[i])
+		pod, err := client.CoreV1().Pods(namespace).Get(ctx, all[i].Name, metav1.GetOptions{})
+		must(err)
+		if pod.Spec.NodeName != "bind-node" || pod.Labels[corev1.LabelTopologyZone] != "z1" {
+			t.Errorf("%s: on %q, labels %v", pod.Name, pod.Spec.NodeName, pod.Labels)
+		}
+	}
+	for i := 20; i < len(all); i++ {
+		want := client.CoreV1().Pods(namespace).Bind(ctx, all[i], metav1.CreateOptions{})
+		if errs[i] == nil || want == nil || apierrors.ReasonForError(errs[i]) != apierrors.ReasonForError(want) {
+			t.Errorf("%s: %v; by a request: %v", all[i].Name, errs[i], want)
+		}
+	}
+	again := errs[0]
+	binder.Bind(ctx, all[:1], func(_ int, err error) { again = err })
+	if !apierrors.IsConflict(again) {
+		t.Errorf("bound twice: %v", again)
+	}
+	if decorated.Load() == 0 {
+		t.Error("the leader's term would not reach the store")
+	}
+}

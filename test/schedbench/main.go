@@ -1,0 +1,90 @@
+// Command schedbench compares Skein's scheduler with upstream's: one daemon of Skein, with all that is in it, against kube-apiserver, etcd and
+// kube-scheduler, side by side and in turns, on the workloads of upstream's scheduler_perf. Nodes are made by hand: they are objects
+// whose Leases this program renews, as their agents would. Pods are created through the API, and count when a watch shows them bound.
+//
+// It needs root (Skein runs on a machine made of namespaces) and leaves nothing behind.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+)
+
+type config struct {
+	skein, apiserver, etcd, scheduler string // executables
+	dir, out, profiles                string
+	only                              string
+	small, large                      int // nodes
+	pods, rounds                      int
+	crowd                             int // pods for the measure of memory
+	fast                              bool
+}
+
+func main() {
+	var c config
+	bin := func(name string) string { return filepath.Join("bin", name) }
+	flag.StringVar(&c.skein, "skein", bin("skein"), "Skein")
+	flag.StringVar(&c.apiserver, "kube-apiserver", bin("kube-apiserver"), "upstream's API server; none: Skein alone")
+	flag.StringVar(&c.etcd, "etcd", bin("etcd"), "upstream's etcd")
+	flag.StringVar(&c.scheduler, "kube-scheduler", bin("kube-scheduler"), "upstream's scheduler")
+	flag.StringVar(&c.dir, "dir", "", "where to keep data while it runs; default a temporary directory")
+	flag.StringVar(&c.out, "o", "", "file for the report")
+	flag.StringVar(&c.profiles, "profiles", "", "directory for profiles of Skein's CPU, one a workload")
+	flag.StringVar(&c.only, "only", "", "only these parts: the workloads "+names()+", and api,latency,memory")
+	flag.IntVar(&c.small, "small", 500, "nodes of the first half of the run")
+	flag.IntVar(&c.large, "large", 5000, "nodes of the second half; 0: no second half")
+	flag.IntVar(&c.pods, "pods", 2000, "pods of a workload on the large number of nodes; half of them on the small one")
+	flag.IntVar(&c.rounds, "rounds", 2, "turns of each side")
+	flag.IntVar(&c.crowd, "crowd", 30000, "pods for the measure of memory")
+	flag.BoolVar(&c.fast, "fast", false, "Skein alone on few nodes, and fail if it is slow")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := bench(ctx, c); err != nil {
+		fmt.Fprintln(os.Stderr, "schedbench:", err)
+		os.Exit(1)
+	}
+}
+
+func bench(ctx context.Context, c config) (err error) {
+	if os.Geteuid() != 0 {
+		return errors.New("namespaces and cgroups need root")
+	}
+	if c.fast {
+		c.apiserver, c.large, c.rounds, c.small, c.pods = "", 0, 1, 200, 1000
+	}
+	if c.dir == "" {
+		if c.dir, err = os.MkdirTemp("", "schedbench-"); err != nil {
+			return err
+		}
+		defer os.RemoveAll(c.dir)
+	}
+	for _, p := range []*string{&c.skein, &c.apiserver, &c.etcd, &c.scheduler} {
+		if *p != "" {
+			if *p, err = filepath.Abs(*p); err != nil {
+				return err
+			}
+		}
+	}
+	r := &run{config: c, r: &report{}}
+	if err := r.start(ctx); err != nil {
+		return err
+	}
+	defer r.stop()
+	err = r.all(ctx)
+	text := r.r.text()
+	fmt.Print(text)
+	if c.out != "" {
+		err = errors.Join(err, os.WriteFile(c.out, []byte(text), 0o644))
+	}
+	if err != nil {
+		return err
+	}
+	return r.r.verdict(c)
+}

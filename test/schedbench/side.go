@@ -1,0 +1,315 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+
+	"skein.io/skein/test/peers"
+)
+
+const (
+	protobuf = "application/vnd.kubernetes.protobuf"
+	clients  = 16 // requests at once
+	// renewal is how often a node's Lease is renewed: within the 50 s after which it would be lost, on a busy machine as well.
+	renewal = 34 * time.Second
+	patient = 10 * time.Minute
+)
+
+// side is one of the two, with its nodes.
+type side struct {
+	*peers.Subject
+	k     *kubernetes.Clientset
+	nodes atomic.Int64 // made by hand
+	stop  func()
+}
+
+func newSide(ctx context.Context, s *peers.Subject) (*side, error) {
+	k, err := s.Client(protobuf)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	d := &side{Subject: s, k: k}
+	var wg sync.WaitGroup
+	if s.StartScheduler == nil { // nobody looks at Leases at the peer, which has that much less to do
+		wg.Go(func() { d.renew(ctx) })
+	}
+	d.stop = func() { cancel(); wg.Wait(); s.Stop() }
+	return d, nil
+}
+
+// each calls do for 0..n-1, some at once, and returns the first error.
+func each(n int, do func(i int) error) error {
+	var next atomic.Int64
+	var failed atomic.Pointer[error]
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			for failed.Load() == nil {
+				i := int(next.Add(1)) - 1
+				if i >= n {
+					return
+				}
+				if err := do(i); err != nil {
+					failed.CompareAndSwap(nil, &err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if e := failed.Load(); e != nil {
+		return *e
+	}
+	return nil
+}
+
+// prepare makes what all workloads need.
+func (d *side) prepare(ctx context.Context) error {
+	if err := d.Prepare(ctx, namespace); err != nil {
+		return err
+	}
+	for _, c := range priorityClasses() {
+		if _, err := d.k.SchedulingV1().PriorityClasses().Create(ctx, c, metav1.CreateOptions{}); err != nil {
+			return err
+		}
+	}
+	if d.StartScheduler != nil {
+		return nil
+	}
+	// Nothing is to run on the real node.
+	return d.await(ctx, "the real node is cordoned", func() (bool, error) {
+		real, err := d.k.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+		if err != nil || len(real.Items) == 0 {
+			return false, err
+		}
+		_, err = d.k.CoreV1().Nodes().Patch(ctx, real.Items[0].Name, types.MergePatchType, []byte(`{"spec":{"unschedulable":true}}`), metav1.PatchOptions{})
+		return err == nil, err
+	})
+}
+
+// grow makes nodes until there are n.
+func (d *side) grow(ctx context.Context, n int) error {
+	from := int(d.nodes.Swap(int64(n))) // from now on their Leases are renewed
+	err := each(n-from, func(i int) error {
+		o := node(from + i)
+		_, err := d.k.CoreV1().Nodes().Create(ctx, o, metav1.CreateOptions{})
+		switch {
+		case err != nil:
+		case d.StartScheduler == nil:
+			err = d.lease(ctx, from+i, true)
+		default:
+			// Upstream taints new nodes until its controller manager, which is not here, has seen that they are ready.
+			_, err = d.k.CoreV1().Nodes().Patch(ctx, o.Name, types.MergePatchType, []byte(`{"spec":{"taints":null}}`), metav1.PatchOptions{})
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("%s: make nodes: %w", d.Name, err)
+	}
+	return d.await(ctx, "all nodes are ready", func() (bool, error) {
+		list, err := d.k.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: everywhere, ResourceVersion: "0"})
+		if err != nil {
+			return false, err
+		}
+		for i := range list.Items {
+			if len(list.Items[i].Spec.Taints) > 0 {
+				return false, nil
+			}
+		}
+		return len(list.Items) == n, nil
+	})
+}
+
+func (d *side) lease(ctx context.Context, i int, first bool) error {
+	now := metav1.NowMicro()
+	name := nodeName(i)
+	if first {
+		_, err := d.k.CoordinationV1().Leases(corev1.NamespaceNodeLease).Create(ctx, &coordinationv1.Lease{
+			ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: coordinationv1.LeaseSpec{HolderIdentity: &name, RenewTime: &now}}, metav1.CreateOptions{})
+		return err
+	}
+	_, err := d.k.CoordinationV1().Leases(corev1.NamespaceNodeLease).Patch(ctx, name, types.MergePatchType,
+		fmt.Appendf(nil, `{"spec":{"renewTime":%q}}`, now.Format(metav1.RFC3339Micro)), metav1.PatchOptions{})
+	return err
+}
+
+// renew keeps the nodes alive, evenly over the time, as their agents would.
+func (d *side) renew(ctx context.Context) {
+	const parts = 50
+	tick := time.NewTicker(renewal / parts)
+	defer tick.Stop()
+	for turn := 0; ; turn++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		part, n := turn%parts, int(d.nodes.Load())
+		err := each(n/parts+1, func(i int) error {
+			if i = part + i*parts; i >= n {
+				return nil
+			}
+			if err := d.lease(ctx, i, false); !apierrors.IsNotFound(err) { // it is still being made
+				return err
+			}
+			return nil
+		})
+		if err != nil && ctx.Err() == nil {
+			fmt.Printf("%s: renew a lease: %v\n", d.Name, err)
+		}
+	}
+}
+
+// await asks until the answer is yes.
+func (d *side) await(ctx context.Context, what string, ask func() (bool, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, patient)
+	defer cancel()
+	for {
+		ok, err := ask()
+		if err != nil {
+			return fmt.Errorf("%s: %s: %w", d.Name, what, err)
+		}
+		if ok {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %s: not within %s", d.Name, what, patient)
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// create makes pods and returns how long it took.
+func (d *side) create(ctx context.Context, n int, make func(i int) *corev1.Pod) (time.Duration, error) {
+	began := time.Now()
+	err := each(n, func(i int) error {
+		_, err := d.k.CoreV1().Pods(namespace).Create(ctx, make(i), metav1.CreateOptions{})
+		return err
+	})
+	if err != nil {
+		err = fmt.Errorf("%s: create pods: %w", d.Name, err)
+	}
+	return time.Since(began), err
+}
+
+// clear deletes all pods and waits until they are gone.
+func (d *side) clear(ctx context.Context) error {
+	none := int64(0)
+	return d.await(ctx, "pods are gone", func() (bool, error) {
+		list, err := d.k.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
+		if err != nil || len(list.Items) == 0 {
+			return err == nil, err
+		}
+		return false, each(len(list.Items), func(i int) error {
+			err := d.k.CoreV1().Pods(namespace).Delete(ctx, list.Items[i].Name, metav1.DeleteOptions{GracePeriodSeconds: &none})
+			if apierrors.IsNotFound(err) {
+				return nil
+			}
+			return err
+		})
+	})
+}
+
+// bindings counts the pods that a watch shows bound, without decoding them.
+type bindings struct {
+	n     atomic.Int64
+	first atomic.Pointer[time.Time]
+	last  atomic.Pointer[time.Time]
+	err   atomic.Pointer[error]
+	stop  func()
+}
+
+// watch counts the pods that match and become bound from now on.
+func (d *side) watch(ctx context.Context, labels string) (*bindings, error) {
+	// Their own connection: creates must not wait behind events.
+	k, err := d.Client(protobuf)
+	if err != nil {
+		return nil, err
+	}
+	opts := metav1.ListOptions{FieldSelector: "spec.nodeName!=", LabelSelector: labels}
+	list, err := k.CoreV1().Pods(namespace).List(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	opts.ResourceVersion, opts.Watch = list.ResourceVersion, true
+	body, err := k.CoreV1().RESTClient().Get().Namespace(namespace).Resource("pods").VersionedParams(&opts, scheme.ParameterCodec).Stream(ctx)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	b := &bindings{}
+	b.n.Store(int64(len(list.Items)))
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer body.Close()
+		if err := b.count(body); err != nil && ctx.Err() == nil {
+			b.err.Store(&err)
+		}
+	})
+	b.stop = func() { cancel(); wg.Wait() }
+	return b, nil
+}
+
+func (b *bindings) count(body io.Reader) error {
+	r := bufio.NewReaderSize(body, 64<<10)
+	var size [4]byte
+	var buf []byte
+	for {
+		if _, err := io.ReadFull(r, size[:]); err != nil {
+			return err
+		}
+		n := int(binary.BigEndian.Uint32(size[:]))
+		if cap(buf) < n {
+			buf = make([]byte, n)
+		}
+		if _, err := io.ReadFull(r, buf[:n]); err != nil {
+			return err
+		}
+		var ev metav1.WatchEvent
+		if err := ev.Unmarshal(buf[:n]); err != nil {
+			return err
+		}
+		if ev.Type == "ADDED" { // it has begun to match: it was bound
+			now := time.Now()
+			b.first.CompareAndSwap(nil, &now)
+			b.last.Store(&now)
+			b.n.Add(1)
+		}
+	}
+}
+
+// await waits until n pods are bound.
+func (b *bindings) await(ctx context.Context, n int) error {
+	ctx, cancel := context.WithTimeout(ctx, patient)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for b.n.Load() < int64(n) {
+		if e := b.err.Load(); e != nil {
+			return fmt.Errorf("the watch of bound pods ended: %w", *e)
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), fmt.Errorf("%d of %d pods were bound", b.n.Load(), n))
+		case <-tick.C:
+		}
+	}
+	return nil
+}
