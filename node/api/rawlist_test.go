@@ -49,6 +49,7 @@ func TestRawListsAreUpstreams(t *testing.T) {
 	}
 	must(k.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{}))
 	defer func() { _ = k.CoreV1().Nodes().Delete(ctx, ns, metav1.DeleteOptions{}) }()
+	storeOld(t, ns, "o1", "o9")
 	for _, c := range []struct {
 		client func(*kubernetes.Clientset) restclient.Interface
 		gr     schema.GroupResource
@@ -97,6 +98,13 @@ func TestRawListsAreUpstreams(t *testing.T) {
 			want := read("", append(at, "labelSelector", "!there-is-no-such-label")...)
 			compare("a list that compares", read("", at...), want)
 			compare("a list from memory", read("", at...), want)
+			if c.name == "o1" && c.gr.Resource == "pods" {
+				compare("a read of what an older version stored", read("o9"), read("o9", "resourceVersion", "0"))
+				compare("a second one", read("o9"), read("o9", "resourceVersion", "0"))
+				if !bytes.Contains(read("o9"), []byte("ClusterFirst")) {
+					t.Error("the defaults are missing")
+				}
+			}
 			if c.name != "" {
 				compare("a read", read(c.name), read(c.name, "resourceVersion", "0"))
 			}
@@ -143,5 +151,33 @@ func TestRawListsAreUpstreams(t *testing.T) {
 		if err1 == nil || err2 == nil || err1.Error()[:min(30, len(err1.Error()))] != err2.Error()[:min(30, len(err2.Error()))] {
 			t.Errorf("%v: %v, want %v", o, err1, err2)
 		}
+	}
+}
+
+// storeOld stores a copy of a pod as a version without today's defaults might have.
+func storeOld(t *testing.T, ns, name, to string) {
+	t.Helper()
+	key := "/registry/pods/" + ns + "/"
+	r, err := cluster.store.KV.Get(t.Context(), key+name)
+	if err != nil || len(r.Kvs) != 1 {
+		t.Fatal(err, len(r.Kvs))
+	}
+	magic, p, u := []byte("k8s\x00"), &corev1.Pod{}, &runtime.Unknown{}
+	if err := u.Unmarshal(bytes.TrimPrefix(r.Kvs[0].Value, magic)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Unmarshal(u.Raw); err != nil {
+		t.Fatal(err)
+	}
+	p.Name, p.Spec.RestartPolicy, p.Spec.DNSPolicy, p.Spec.SecurityContext = to, "", "", nil
+	if u.Raw, err = p.Marshal(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := u.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cluster.store.KV.Put(t.Context(), key+to, string(append(magic, b...))); err != nil {
+		t.Fatal(err)
 	}
 }
