@@ -43,9 +43,10 @@
 // A pod with resource claims, or with extended resources that a DeviceClass
 // backs, is also asked DynamicResources (2): upstream's own allocator
 // (k8s.io/dynamic-resource-allocation/structured) looks for devices on each
-// node. Its search for one pod ends after two seconds - the only look at a clock
-// here - where upstream allows ten for each node; and an expression that fails
-// is a reason to wait for another claim, class or slice, not an error.
+// node, and a hundred nodes that can take the pod are enough. The search for one
+// pod ends after two seconds - the only look at a clock here - where upstream
+// allows ten for each node; and an expression that fails is a reason to wait for
+// another claim, class or slice, not an error.
 //
 // Only the scheduler package calls this package.
 package placement

@@ -68,7 +68,7 @@ func (s *Snapshot) Place(req Request, rnd *rand.Rand) (Decision, error) {
 			return p.chosen(n, 1), nil
 		}
 	}
-	found := p.feasible()
+	found := p.feasible(rnd)
 	defer p.keep(found)
 	switch len(found) {
 	case 0:
@@ -101,15 +101,23 @@ type option struct {
 }
 
 // feasible returns the nodes that can take the pod, in the order of their
-// names.
-func (p *plan) feasible() []option {
+// names; of a pod that needs devices, enough of them from anywhere in it.
+func (p *plan) feasible(rnd *rand.Rand) []option {
 	found := p.s.options[:0]
 	try := func(n *node) {
 		if a, v := p.consider(n); v.ok() {
 			found = append(found, option{n, a})
 		}
 	}
-	if p.class.onlyNodes == nil {
+	switch {
+	case p.class.onlyNodes != nil:
+	case p.devices != nil && p.devices.allocator != nil && len(p.s.order) > enoughWithDevices:
+		from := rnd.IntN(len(p.s.order))
+		for i := 0; i < len(p.s.order) && len(found) < enoughWithDevices; i++ {
+			try(p.s.order[(from+i)%len(p.s.order)])
+		}
+		return found
+	default:
 		for _, n := range p.s.order {
 			try(n)
 		}
