@@ -151,7 +151,7 @@ oracle: ## placement and kube-scheduler's plugins on 20,000 generated clusters: 
 	CASES=$(or $(CASES),20000) SEED=$(or $(SEED),1) $(SHELL) -c '$(ORACLE)'
 
 oracle-fast: ## a slice of it in seconds, after upstream's scheduler is built
-	@CASES=$(or $(CASES),1500) SEED=$(or $(SEED),1) $(SHELL) -c '$(ORACLE)'
+	@CASES=$(or $(CASES),1000) SEED=$(or $(SEED),1) $(SHELL) -c '$(ORACLE)'
 
 # The upstream conformance suite on a cluster of three nodes. FOCUS and SKIP are regular expressions over the tests' names; CONFORMANCE
 # takes other flags of bin/skein-conformance (--keep leaves the cluster up).

@@ -57,10 +57,14 @@ func (s *Snapshot) Place(req Request, rnd *rand.Rand) (Decision, error) {
 	p := s.newPlan(&req)
 	defer p.end()
 	if p.whole != "" {
-		return Decision{Refusal: &Refusal{
-			Nodes: len(s.order), Whole: p.whole, Filters: map[Filter]bool{p.wholeBy: true},
-			Release: reasonNothingToRelease, Preemption: p.preemptionText(nil),
-		}}, nil
+		refusal := &Refusal{Nodes: len(s.order), Whole: p.whole, Filters: map[Filter]bool{p.wholeBy: true}}
+		if !p.rules.NoRelease {
+			refusal.Release = reasonNothingToRelease
+		}
+		if !p.rules.NoPreemption {
+			refusal.Preemption = p.preemptionText(nil)
+		}
+		return Decision{Refusal: refusal}, nil
 	}
 	// Room was made for the pod on its nominated node: that goes first.
 	if n := s.nodes[req.Pod.Status.NominatedNodeName]; n != nil && n.obj != nil {
@@ -76,9 +80,14 @@ func (s *Snapshot) Place(req Request, rnd *rand.Rand) (Decision, error) {
 			return Decision{}, p.devices.timedOut
 		}
 		refusal, candidates := p.refusal()
-		claim, words := p.release(rnd)
-		refusal.Release = words
+		var claim *resourceapi.ResourceClaim
+		if !p.rules.NoRelease {
+			claim, refusal.Release = p.release(rnd)
+		}
 		preempt := p.preempt(candidates, req.Budgets, refusal, rnd)
+		if preempt != nil {
+			refusal.Release = "" // upstream tells of no other attempt once one has helped
+		}
 		return Decision{Refusal: refusal, Preempt: preempt, Release: claim}, nil
 	case 1:
 		return p.chosen(found[0].node, 1), nil

@@ -21,6 +21,9 @@ type Settings struct {
 	Off map[Filter]bool
 	// NoPreemption says that no pod is evicted to make room. Default: false.
 	NoPreemption bool
+	// NoRelease says that no allocation of devices which nobody uses, and which
+	// keeps a pod off other nodes, is given up. Default: false.
+	NoRelease bool
 	// Weights multiply the scores of the rules; a rule of weight 0 is not asked.
 	// Default: those of upstream's default profile.
 	Weights Weights

@@ -107,11 +107,15 @@ func (r *Refusal) Error() string {
 	} else if text := histogram(r.Reasons); text != "" {
 		msg += " " + text + "."
 	}
+	var tried []string
+	if r.Release != "" {
+		tried = append(tried, r.Release)
+	}
 	if r.Preemption != "" {
-		if r.Release != "" {
-			msg += " " + r.Release + ","
-		}
-		msg += " preemption: " + r.Preemption
+		tried = append(tried, "preemption: "+r.Preemption)
+	}
+	if len(tried) > 0 {
+		msg += " " + strings.Join(tried, ", ")
 	}
 	return msg
 }

@@ -51,12 +51,19 @@ func generate(seed uint64, profiles int) *world {
 		w.Nodes = append(w.Nodes, g.node())
 	}
 	g.owners()
+	volumes := g.chance(30)
+	if volumes {
+		g.storage()
+	}
 	crowded := pick(g, 1, 4, 8, 12)
 	for _, n := range w.Nodes {
 		for range g.IntN(crowded + 1) {
 			p := g.pod("pod")
 			p.Spec.NodeName = n.Name
 			g.run(p)
+			if volumes {
+				g.mount(p)
+			}
 			if !portClash(w.Pods, p) {
 				w.Pods = append(w.Pods, p)
 			}
@@ -83,6 +90,9 @@ func generate(seed uint64, profiles int) *world {
 		}
 		if g.chance(20) { // large: something has to go
 			p.Spec.Containers[0].Resources.Requests = v1.ResourceList{v1.ResourceCPU: resource.MustParse(pick(g, "3", "7", "14")), v1.ResourceMemory: resource.MustParse(pick(g, "4Gi", "12Gi"))}
+		}
+		if volumes {
+			g.mount(p)
 		}
 		if g.chance(15) {
 			p.Status.NominatedNodeName = pick(g, w.Nodes...).Name

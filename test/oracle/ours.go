@@ -19,6 +19,7 @@ func snapshotOf(w *world) *placement.Snapshot {
 	for _, n := range w.Nodes {
 		s.SetNode(n)
 	}
+	setStorage(s, &w.Storage)
 	for _, p := range w.Pods {
 		if p.Spec.NodeName != "" {
 			s.SetPod(p, p.Spec.NodeName)
@@ -27,6 +28,54 @@ func snapshotOf(w *world) *placement.Snapshot {
 		}
 	}
 	return s
+}
+
+func setStorage(s *placement.Snapshot, st *storage) {
+	for _, o := range st.Classes {
+		s.SetStorageClass(o)
+	}
+	for _, o := range st.Drivers {
+		s.SetCSIDriver(o)
+	}
+	for _, o := range st.CSINodes {
+		s.SetCSINode(o)
+	}
+	for _, o := range st.Capacities {
+		s.SetStorageCapacity(o)
+	}
+	for _, o := range st.Volumes {
+		s.SetVolume(o)
+	}
+	for _, o := range st.Claims {
+		s.SetClaim(o)
+	}
+	for _, o := range st.Attachments {
+		s.SetAttachment(o)
+	}
+}
+
+func removeStorage(s *placement.Snapshot, st *storage) {
+	for _, o := range st.Claims {
+		s.RemoveClaim(o.Namespace, o.Name)
+	}
+	for _, o := range st.Volumes {
+		s.RemoveVolume(o.Name)
+	}
+	for _, o := range st.Classes {
+		s.RemoveStorageClass(o.Name)
+	}
+	for _, o := range st.Drivers {
+		s.RemoveCSIDriver(o.Name)
+	}
+	for _, o := range st.CSINodes {
+		s.RemoveCSINode(o.Name)
+	}
+	for _, o := range st.Capacities {
+		s.RemoveStorageCapacity(o.Namespace, o.Name)
+	}
+	for _, o := range st.Attachments {
+		s.RemoveAttachment(o)
+	}
 }
 
 // reach returns a snapshot of the world. Every other one is reached by changes from that of the seed before, after questions
@@ -68,6 +117,8 @@ func change(s *placement.Snapshot, from, to *world) {
 		}
 		s.Unnominate(p.UID)
 	}
+	removeStorage(s, &from.Storage)
+	setStorage(s, &to.Storage)
 	for _, n := range from.Nodes {
 		if !nodes[n.Name] {
 			s.RemoveNode(n.Name)

@@ -108,6 +108,9 @@ profiles:
         resources:
         - {name: memory, weight: 100}
         - {name: cpu, weight: 1}
+- schedulerName: calm
+  plugins:
+    postFilter: {disabled: [{name: DefaultPreemption}]}
 - schedulerName: bare
   plugins:
     preScore: {disabled: [{name: "*"}]}

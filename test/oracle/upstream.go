@@ -117,7 +117,7 @@ func (u *upstream) show(w *world) error {
 		}
 	}
 	u.current.Snapshot, u.current.nominated = schedcache.NewSnapshot(placed, w.Nodes), nominated
-	core, apps := u.factory.Core().V1(), u.factory.Apps().V1()
+	core, apps, storage := u.factory.Core().V1(), u.factory.Apps().V1(), u.factory.Storage().V1()
 	for _, s := range []struct {
 		store   cache.Indexer
 		objects []any
@@ -127,6 +127,14 @@ func (u *upstream) show(w *world) error {
 		{core.ReplicationControllers().Informer().GetIndexer(), anys(w.Controllers)},
 		{apps.ReplicaSets().Informer().GetIndexer(), anys(w.ReplicaSets)},
 		{apps.StatefulSets().Informer().GetIndexer(), anys(w.StatefulSets)},
+		{core.Nodes().Informer().GetIndexer(), anys(w.Nodes)},
+		{core.PersistentVolumes().Informer().GetIndexer(), anys(w.Storage.Volumes)},
+		{core.PersistentVolumeClaims().Informer().GetIndexer(), anys(w.Storage.Claims)},
+		{storage.StorageClasses().Informer().GetIndexer(), anys(w.Storage.Classes)},
+		{storage.CSINodes().Informer().GetIndexer(), anys(w.Storage.CSINodes)},
+		{storage.CSIDrivers().Informer().GetIndexer(), anys(w.Storage.Drivers)},
+		{storage.CSIStorageCapacities().Informer().GetIndexer(), anys(w.Storage.Capacities)},
+		{storage.VolumeAttachments().Informer().GetIndexer(), anys(w.Storage.Attachments)},
 	} {
 		if err := s.store.Replace(s.objects, ""); err != nil {
 			return err

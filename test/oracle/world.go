@@ -8,6 +8,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	v1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -24,6 +25,8 @@ type world struct {
 	ReplicaSets  []*appsv1.ReplicaSet            `json:"replicaSets,omitempty"`
 	StatefulSets []*appsv1.StatefulSet           `json:"statefulSets,omitempty"`
 	Budgets      []*policyv1.PodDisruptionBudget `json:"budgets,omitempty"`
+
+	Storage storage `json:"storage"`
 
 	Asked []*v1.Pod `json:"asked,omitempty"`
 }
@@ -55,6 +58,9 @@ func shrink(w *world, fails func(*world) bool) *world {
 			without(func(w *world) *[]*appsv1.StatefulSet { return &w.StatefulSets }),
 			without(func(w *world) *[]*policyv1.PodDisruptionBudget { return &w.Budgets }),
 			without(func(w *world) *[]*v1.Namespace { return &w.Namespaces }),
+			without(func(w *world) *[]*v1.PersistentVolume { return &w.Storage.Volumes }),
+			without(func(w *world) *[]*v1.PersistentVolumeClaim { return &w.Storage.Claims }),
+			without(func(w *world) *[]*storagev1.CSINode { return &w.Storage.CSINodes }),
 		} {
 			for i := 0; attempts > 0; {
 				smaller := *w
@@ -62,6 +68,7 @@ func shrink(w *world, fails func(*world) bool) *world {
 					break
 				}
 				attempts--
+				smaller.Storage = smaller.Storage.drop()
 				if fails(&smaller) {
 					w, again = &smaller, true
 				} else {

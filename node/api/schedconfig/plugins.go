@@ -74,8 +74,8 @@ func plugins(p *config.Plugins, s *placement.Settings, path *field.Path) (faults
 		// Upstream takes no weight for 1: a plugin is disabled, not weighed with nothing.
 		*to = max(int64(*scoring[name]), 1)
 	}
-	_, preempts := enabled(p, &p.PostFilter)[plugin.DefaultPreemption]
-	s.NoPreemption = !preempts
+	after := enabled(p, &p.PostFilter)
+	s.NoPreemption, s.NoRelease = after[plugin.DefaultPreemption] == nil, after[plugin.DynamicResources] == nil
 	for _, fixed := range []struct {
 		point string
 		set   *config.PluginSet
