@@ -15,6 +15,7 @@ import (
 	"context"
 	"hash/maphash"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -128,6 +129,7 @@ func (l *Lister) List(ctx context.Context, namespace string, o storage.ListOptio
 		if rev == 0 {
 			rev = r.Revision
 		}
+		items = slices.Grow(items, len(r.Kvs))
 		for _, kv := range r.Kvs {
 			i, err := a.item(ctx, kv)
 			if err != nil {
