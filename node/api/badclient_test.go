@@ -253,14 +253,19 @@ const (
 	badTries = 3
 	// phases of a try, each without and with the bad client.
 	phases = 4
-	// badFloor is a p99 that is as good as any: below it the measure is the scheduler's.
+	// badFloor is a p99 that is as good as any, and so much of it another quantile: below it the measure is the scheduler's.
 	badFloor = 5 * time.Millisecond
 )
 
-// One client at full speed does not raise another's p99 more than twofold.
+// One client at full speed does not raise another's p99 more than twofold. The fast form looks at the median alone, which a busy machine raises in both
+// halves alike.
 func TestOneBadClient(t *testing.T) {
-	if os.Getenv("SKEIN_LOAD") == "" {
+	quantiles, requests := []float64{.5, .9, .99}, 75
+	switch os.Getenv("SKEIN_LOAD") {
+	case "":
 		t.Skip("measures time without the race detector: make load-api")
+	case "fast":
+		quantiles, requests = []float64{.5}, 45
 	}
 	ctx, k := t.Context(), admin(t)
 	s := another(t, func(c *Config) {})
@@ -296,17 +301,20 @@ func TestOneBadClient(t *testing.T) {
 			for try := range badTries {
 				var quiet, loud []time.Duration
 				for range phases { // in turns: the machine has other things to do as well
-					quiet = append(quiet, ask(75)...)
+					quiet = append(quiet, ask(requests)...)
 					stop := b.start(t)
-					loud = append(loud, ask(75)...)
+					loud = append(loud, ask(requests)...)
 					t.Logf("the bad client's answers: %v", stop())
 				}
 				report = ""
-				for _, q := range []float64{.5, .9, .99} {
-					report += fmt.Sprintf("p%.0f %s -> %s ", 100*q, quantile(quiet, q).Round(10*time.Microsecond), quantile(loud, q).Round(10*time.Microsecond))
+				ok := true
+				for _, q := range quantiles {
+					before, after := quantile(quiet, q), quantile(loud, q)
+					report += fmt.Sprintf("p%.0f %s -> %s ", 100*q, before.Round(10*time.Microsecond), after.Round(10*time.Microsecond))
+					ok = ok && after <= 2*max(before, time.Duration(q*float64(badFloor)))
 				}
 				t.Logf("try %d: %s", try+1, report)
-				if quantile(loud, .99) <= 2*max(quantile(quiet, .99), badFloor) {
+				if ok {
 					return
 				}
 			}

@@ -107,6 +107,11 @@ func (b *build) untilDone(ctx context.Context, what string, do func(context.Cont
 // early. A hook that may be called again is, until it succeeds; the others keep trying by themselves.
 func (b *build) patient(name string, hook genericapiserver.PostStartHookFunc, again bool) genericapiserver.PostStartHookFunc {
 	return func(h genericapiserver.PostStartHookContext) error {
+		if look := settled[name]; look != nil {
+			if ok, err := look(h, b.client); err == nil && ok {
+				return nil
+			}
+		}
 		for {
 			err := hook(h)
 			if err == nil || h.Err() != nil {

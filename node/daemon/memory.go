@@ -20,8 +20,13 @@ const (
 	// gcPercent trades a little CPU for memory: an idle node has CPU to spare, and an edge node little memory. Under load a pacer
 	// decides. An idle leader allocates some 300 KB a second, so it collects about once in half a minute, for 50 ms.
 	gcPercent = 25
+	// startPercent is in force while a node starts, which allocates five times what stays of it: with gcPercent a third of a start would be collecting. What
+	// it takes more is given back by trimMemory.
+	startPercent = 100
 	// trimAfter is when start-up is over and what only it used can be given back.
 	trimAfter = 10 * time.Second
+	// trimEvery is how often what was read of files is given back. That takes about a millisecond, and as long again to come back.
+	trimEvery = time.Minute
 )
 
 // pacing is begun once: the collector is the process's.
@@ -30,31 +35,37 @@ var pacing sync.Once
 // tuneRuntime sets the collector, unless the operator did, and calms the runtime's monitor thread.
 func tuneRuntime() error {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-		pacing.Do((&pacer{now: gcPercent, started: time.Now(), at: time.Now()}).arm)
+		debug.SetGCPercent(startPercent)
+		pacing.Do((&pacer{now: startPercent, started: time.Now(), at: time.Now()}).arm)
 	}
 	return host.Tune(0, 0)
 }
 
-// trimMemory gives back what starting used: some time after the node became ready, and after it began to lead.
+// trimMemory gives back what starting used: some time after the node became ready, and after it began to lead; and now and then what
+// was read of files.
 func (n *node) trimMemory(ctx context.Context) error {
 	if n.awaitReady(ctx) != nil {
 		return nil
 	}
 	for pause(ctx, trimAfter) {
-		n.logIf("give memory back", trim())
-		select {
-		case <-ctx.Done():
-		case <-n.leads:
+		debug.FreeOSMemory()
+		n.logIf("give memory back", trimMapped())
+		for again := false; !again && ctx.Err() == nil; {
+			select {
+			case <-ctx.Done():
+			case <-n.leads:
+				again = true
+			case <-time.After(trimEvery):
+				n.logIf("give memory back", trimMapped())
+			}
 		}
 	}
 	return nil
 }
 
-// trim returns freed heap to the kernel, and drops the pages of the executable from this process's page tables: initialisation
-// touches most of them, and hardly any is needed again. Those that are come back from the page cache, without a read.
-func trim() error {
-	debug.FreeOSMemory()
+// trimMapped drops the pages of the executable and of the store's files from this process's page tables: initialisation
+// touches most of the former, a list of everything most of the latter, and hardly any is needed again. Those that are come back from the page cache, without a read.
+func trimMapped() error {
 	exe, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return err
@@ -73,8 +84,8 @@ func trim() error {
 			errs = append(errs, fmt.Errorf("/proc/self/maps: %w", err))
 			continue
 		}
-		// Never a writable mapping: MADV_DONTNEED would throw its contents away.
-		if len(perm) < 2 || perm[1] == 'w' || !strings.HasSuffix(sc.Text(), exe) {
+		// Never a writable mapping, nor a private one of others: MADV_DONTNEED would throw its contents away.
+		if len(perm) < 4 || perm[1] == 'w' || perm[3] != 's' && !strings.HasSuffix(sc.Text(), exe) {
 			continue
 		}
 		if _, _, e := unix.Syscall(unix.SYS_MADVISE, lo, hi-lo, unix.MADV_DONTNEED); e != 0 {

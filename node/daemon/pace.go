@@ -30,7 +30,7 @@ const (
 	// calmAfter is for how long there must be no collection for the load to be over.
 	calmAfter = 10 * time.Second
 	// startFor is how long a node starts. Its garbage does not count as load: between it lies what stays, and the pages that they share
-	// never become free.
+	// never become free. So there is less room then.
 	startFor = 20 * time.Second
 )
 
@@ -75,7 +75,10 @@ func (p *pacer) relax() {
 func (p *pacer) next(now time.Time, live, allocated uint64) int {
 	rate := float64(allocated-p.allocated) / max(now.Sub(p.at).Seconds(), 1e-3)
 	p.at, p.allocated = now, allocated
-	if rate < busyRate || now.Sub(p.started) < startFor {
+	switch {
+	case now.Sub(p.started) < startFor:
+		return startPercent
+	case rate < busyRate:
 		return gcPercent
 	}
 	room := min(mostRoom, max(leastRoom, busyHeap-min(live, busyHeap)))

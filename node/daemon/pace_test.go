@@ -15,7 +15,8 @@ func TestPace(t *testing.T) {
 		want            int
 	}{
 		"idle":              {gcPercent, time.Minute, 40, 1, gcPercent},
-		"starting":          {gcPercent, 10 * time.Second, 40, 500, gcPercent},
+		"starting":          {startPercent, 10 * time.Second, 40, 500, startPercent},
+		"has started":       {startPercent, time.Minute, 40, 1, gcPercent},
 		"busy":              {gcPercent, time.Minute, 48, 50, 200},
 		"much to mark":      {gcPercent, time.Minute, 64, 50, 125},
 		"too much":          {gcPercent, time.Minute, 160, 50, gcPercent}, // least room is less than that

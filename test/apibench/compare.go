@@ -175,6 +175,9 @@ func (b *comparison) fill(ctx context.Context) error {
 		return err
 	}
 	n := b.pods - b.made
+	if b.wants("watches") {
+		n -= watchPods // so that what is measured with all pods is with so many
+	}
 	if err := b.compare(ctx, create(b.made), 0, n); err != nil {
 		return err
 	}
@@ -257,9 +260,12 @@ func revision(ctx context.Context, k *kubernetes.Clientset) (string, error) {
 	return l.ResourceVersion, nil
 }
 
+// watchPods are created while watches are measured.
+const watchPods = 2000
+
 // watches measures what an event costs for a watch that gets it, and what watches cost a write that does not concern them.
 func (b *comparison) watches(ctx context.Context) error {
-	const few, many, n = 50, 1000, 500
+	const few, many, n = 50, 1000, watchPods / 4
 	plain, err := b.create(ctx, n)
 	if err != nil {
 		return err
@@ -373,6 +379,7 @@ func (b *comparison) informers(ctx context.Context) error {
 		if s == b.sides[0] {
 			end = b.profile("informers")
 		}
+		anonymous := peers.HighestAnonymous(s.Pids()[:1])
 		w := watch(ctx, k, n, func(int) metav1.ListOptions {
 			return metav1.ListOptions{SendInitialEvents: &yes, ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan, AllowWatchBookmarks: true}
 		})
@@ -397,6 +404,7 @@ func (b *comparison) informers(ctx context.Context) error {
 			return err
 		}
 		b.r.put(informerPeak, s, m.Peak)
+		b.r.put("50 informers at once: highest anonymous MB seen of the API's process", s, anonymous())
 		b.r.put("50 informers at once: seconds", s, took.Seconds())
 		b.r.put("50 informers at once: seconds of CPU", s, (now - before).Seconds())
 	}
@@ -414,7 +422,12 @@ func (b *comparison) restarts(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.Name, err)
 		}
+		cpu, err := cputime.Of(s.Pids()[:1])
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.Name, err)
+		}
 		b.r.put(startTime, s, took.Seconds())
+		b.r.put("start: seconds of CPU of the API's process until ready", s, cpu.Seconds())
 	}
 	return b.hold(ctx, "after a start")
 }

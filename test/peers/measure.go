@@ -5,6 +5,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 )
 
 // Memory of processes in MB (2^20 bytes): all that is resident, what no file backs, and the highest that it was since the last reset.
@@ -45,4 +47,26 @@ func ResetPeak(pids []int) error {
 
 func (m Memory) String() string {
 	return fmt.Sprintf("%.0f MB resident, %.0f anonymous, peak %.0f", m.RSS, m.Anon, m.Peak)
+}
+
+// HighestAnonymous looks at the anonymous memory of processes every few milliseconds until the function that it returns is called, which gives the most that it saw, in MB.
+func HighestAnonymous(pids []int) (most func() float64) {
+	stop, done := make(chan struct{}), make(chan float64)
+	go func() {
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		most := 0.0
+		for {
+			if m, err := MemoryOf(pids); err == nil { // a process that is gone has none
+				most = max(most, m.Anon)
+			}
+			select {
+			case <-stop:
+				done <- most
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	return sync.OnceValue(func() float64 { close(stop); return <-done })
 }

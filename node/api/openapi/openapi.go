@@ -12,6 +12,7 @@ package openapi
 import (
 	"embed"
 	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 	"strings"
@@ -24,7 +25,7 @@ import (
 //go:embed all:static
 var files embed.FS
 
-// Documents holds the embedded files. It copies them out of the binary once, when made.
+// Documents are the embedded files. They are read out of the binary when somebody wants them.
 type Documents struct {
 	v3             map[string]*document // by group version path: "apis/apps/v1"
 	v2JSON, v2Wire *document
@@ -108,11 +109,10 @@ func (d *Documents) base() (*spec.Swagger, error) {
 }
 
 func load(name string) (*document, error) {
-	b, err := files.ReadFile(name)
-	if err != nil {
+	if _, err := fs.Stat(files, name); err != nil {
 		return nil, fmt.Errorf("embedded OpenAPI documents: %w", err)
 	}
-	return &document{packed: b}, nil
+	return &document{name: name}, nil
 }
 
 // V3 gives the JSON document of one group version ("api/v1", "apis/apps/v1"), or false when

@@ -28,16 +28,41 @@ const (
 
 // document is one embedded file.
 type document struct {
-	packed []byte // gzip
+	name string // gzip
 
 	once sync.Once // guards the writing of tag
 	tag  string
 }
 
-func (d *document) unpack() ([]byte, error) {
-	r, err := gzip.NewReader(bytes.NewReader(d.packed))
+// packed opens the file. It needs no closing: it lies in the binary.
+func (d *document) packed() (io.ReadSeeker, error) {
+	f, err := files.Open(d.name)
 	if err != nil {
 		return nil, fmt.Errorf("embedded OpenAPI document: %w", err)
+	}
+	r, ok := f.(io.ReadSeeker)
+	if !ok {
+		return nil, fmt.Errorf("embedded OpenAPI document %s: a %T", d.name, f)
+	}
+	return r, nil
+}
+
+func (d *document) reader() (io.Reader, error) {
+	f, err := d.packed()
+	if err != nil {
+		return nil, err
+	}
+	r, err := gzip.NewReader(f)
+	if err != nil {
+		return nil, fmt.Errorf("embedded OpenAPI document: %w", err)
+	}
+	return r, nil
+}
+
+func (d *document) unpack() ([]byte, error) {
+	r, err := d.reader()
+	if err != nil {
+		return nil, err
 	}
 	b, err := io.ReadAll(r)
 	if err != nil {
@@ -50,7 +75,7 @@ func (d *document) unpack() ([]byte, error) {
 func (d *document) etag() string {
 	d.once.Do(func() {
 		h := sha512.New()
-		if r, err := gzip.NewReader(bytes.NewReader(d.packed)); err == nil {
+		if r, err := d.reader(); err == nil {
 			_, _ = io.Copy(h, r) // an error would come again when the document is sent
 		}
 		d.tag = fmt.Sprintf("%X", h.Sum(nil))
@@ -61,7 +86,7 @@ func (d *document) etag() string {
 // form is a document in one encoding.
 type form struct {
 	accept, contentType string
-	packed              []byte // nil: only unpacked
+	packed              func() (io.ReadSeeker, error) // nil: only unpacked
 	unpack              func() ([]byte, error)
 }
 
@@ -88,8 +113,13 @@ func (f *form) send(w http.ResponseWriter, r *http.Request, tag string, since ti
 	h.Set("Content-Type", f.contentType)
 	h.Set("Etag", strconv.Quote(tag))
 	if f.packed != nil && r.Header.Get("Range") == "" && strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+		packed, err := f.packed()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
 		h.Set("Content-Encoding", "gzip")
-		http.ServeContent(w, r, "", since, bytes.NewReader(f.packed))
+		http.ServeContent(w, r, "", since, packed)
 		return
 	}
 	b, err := f.unpack()

@@ -152,9 +152,13 @@ func (f *Factory) open(c *storagebackend.ConfigForResource, resourcePrefix strin
 		return nil, nil, fmt.Errorf("storage of %s: %w", c.GroupResource, err)
 	}
 	reads := refusing{s, key, c.GroupResource.String(), f.LastKnown}
+	var peek func([]byte) (string, bool)
+	if c.GroupResource == (schema.GroupResource{Resource: "pods"}) {
+		peek = rawlist.PodNode
+	}
 	fan, err := fanout.New(f.life, fanout.Config{
 		Storage: reads, Refuse: reads.refuse, Explain: refusedRead, Client: client.Client, Codec: c.Codec, Transformer: c.Transformer, Resource: c.GroupResource,
-		PathPrefix: path.Join("/", c.Prefix), ResourcePrefix: resourcePrefix, New: newFunc, Attrs: attrs, Index: index, Walks: f.walks,
+		PathPrefix: path.Join("/", c.Prefix), ResourcePrefix: resourcePrefix, New: newFunc, Attrs: attrs, Index: index, Peek: peek, Walks: f.walks,
 	})
 	if err != nil {
 		s.Close()

@@ -2,6 +2,7 @@ package fanout
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -59,6 +60,9 @@ func (w *watcher) catchUp(h *hub, after int64) error {
 			}
 			for _, e := range r.Events {
 				ev, err := newEvent(e)
+				if errors.Is(err, errNoPrevious) { // it has been compacted since the watch began
+					return rpctypes.ErrCompacted
+				}
 				if err != nil {
 					return err
 				}

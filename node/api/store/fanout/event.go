@@ -90,6 +90,18 @@ func (e *event) before(ctx context.Context, c *coder) (*object, error) {
 	return e.load(ctx, c, &e.prev, e.previous)
 }
 
+// peek gives the indexed field of a stored value, if it can be told without decoding it.
+func (f *Fan) peek(ctx context.Context, key string, stored []byte) (value string, ok bool) {
+	if f.cfg.Peek == nil {
+		return "", false
+	}
+	data, _, err := f.cfg.Transformer.TransformFromStorage(ctx, stored, keyContext(key))
+	if err != nil {
+		return "", false
+	}
+	return f.cfg.Peek(data)
+}
+
 func (e *event) load(ctx context.Context, c *coder, p *weak.Pointer[object], raw []byte) (*object, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

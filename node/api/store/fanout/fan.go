@@ -35,6 +35,8 @@ type Config struct {
 	Attrs storage.AttrFunc
 	// Index names a field by whose value watchers are found that select exactly one, and reads it. Default none.
 	Index storage.IndexerFuncs
+	// Peek reads the indexed field out of a stored value (what Transformer makes of it) without decoding it; ok = false when it cannot. Default: it cannot.
+	Peek func(stored []byte) (value string, ok bool)
 	// Refuse is asked before each watch and may say why there can be none now. Default: it does not.
 	Refuse func(context.Context) error
 	// Explain makes something that clients understand of the store's errors. Default: they stay as they are.

@@ -185,12 +185,16 @@ func (h *hub) values(e *event) (vals []string, objects [2]*object, all bool) {
 		if i == 0 && e.deleted || i == 1 && e.created {
 			continue
 		}
-		o, err := load(h.ctx, &h.f.coder)
-		if err != nil {
-			return nil, objects, true // each of them finds out
+		v, ok := h.f.peek(h.ctx, e.key, [][]byte{e.value, e.previous}[i])
+		if !ok {
+			o, err := load(h.ctx, &h.f.coder)
+			if err != nil {
+				return nil, objects, true // each of them finds out
+			}
+			objects[i] = o
+			v = h.f.index(o.inner)
 		}
-		objects[i] = o
-		if v := h.f.index(o.inner); len(vals) == 0 || vals[0] != v {
+		if len(vals) == 0 || vals[0] != v {
 			vals = append(vals, v)
 		}
 	}

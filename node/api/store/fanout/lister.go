@@ -250,6 +250,10 @@ func (l *lister) walk(w *watcher, at func(rev int64) error) (int64, error) {
 			}
 		}
 		for mine && told < len(p.items) {
+			if w.unwanted(p.items[told]) {
+				told++
+				continue
+			}
 			out, err := p.items[told].see(w.ctx, &w.f.coder, &w.pred, w.f.cfg.Attrs)
 			if err != nil {
 				return 0, err

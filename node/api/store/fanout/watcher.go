@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -11,6 +12,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/storage"
@@ -37,6 +40,7 @@ type watcher struct {
 	pred      storage.SelectionPredicate
 	indexed   bool // found by
 	value     string
+	wanted    []fields.Requirement // of the indexed field
 	bookmarks bool
 	deadline  time.Time
 	result    chan watch.Event
@@ -61,6 +65,11 @@ func newWatcher(ctx context.Context, f *Fan, key string, rev int64, o storage.Li
 	w.ctx, w.cancel = context.WithCancel(ctx)
 	if f.index != nil && o.Recursive && o.Predicate.Field != nil {
 		w.value, w.indexed = o.Predicate.Field.RequiresExactMatch(f.field)
+		for _, r := range o.Predicate.Field.Requirements() {
+			if r.Field == f.field {
+				w.wanted = append(w.wanted, r)
+			}
+		}
 	}
 	return w
 }
@@ -74,6 +83,17 @@ func (w *watcher) Stop() { w.cancel() }
 // covers tells whether a key is watched.
 func (w *watcher) covers(key string) bool {
 	return key == w.key || strings.HasSuffix(w.key, "/") && strings.HasPrefix(key, w.key)
+}
+
+// unwanted tells whether an object that there is can be seen not to be selected without decoding it.
+func (w *watcher) unwanted(e *event) bool {
+	if len(w.wanted) == 0 {
+		return false
+	}
+	v, ok := w.f.peek(w.ctx, e.key, e.value)
+	return ok && slices.ContainsFunc(w.wanted, func(r fields.Requirement) bool {
+		return r.Operator == selection.NotEquals && v == r.Value || (r.Operator == selection.Equals || r.Operator == selection.DoubleEquals) && v != r.Value
+	})
 }
 
 // push queues an event; first = there was none, so the watcher has to be woken. ok = false when it is so far behind that it ends.
