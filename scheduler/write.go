@@ -215,34 +215,41 @@ func (l *loop) patchStatus(ctx context.Context, pod *v1.Pod, patch podStatusPatc
 	return err
 }
 
-// evict deletes the victims of a preemption, after saying in each why.
+// evict deletes the victims of a preemption, all at once.
 func (l *loop) evict(ctx context.Context, pod *v1.Pod, p *placement.Preemption) error {
-	var errs []error
-	for _, victim := range p.Victims {
-		if victim.DeletionTimestamp != nil {
-			continue
-		}
-		var patch podStatusPatch
-		patch.Metadata.UID = victim.UID
-		patch.Status.Conditions = []v1.PodCondition{{
-			Type: v1.DisruptionTarget, Status: v1.ConditionTrue, Reason: v1.PodReasonPreemptionByScheduler,
-			Message:            pod.Spec.SchedulerName + ": preempting to accommodate a higher priority pod",
-			ObservedGeneration: victim.Generation, LastTransitionTime: metav1.NewTime(l.clock.Now()),
-		}}
-		err := l.patchStatus(ctx, victim, patch)
-		if err == nil {
-			uid := victim.UID
-			err = l.client.CoreV1().Pods(victim.Namespace).Delete(ctx, victim.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
-		}
-		switch {
-		case apierrors.IsNotFound(err):
-		case err != nil:
-			errs = append(errs, fmt.Errorf("evict %s/%s: %w", victim.Namespace, victim.Name, err))
-		default:
-			l.events(pod).Eventf(victim, v1.EventTypeNormal, "Preempted", "Preempted by pod %s on node %s", pod.UID, p.Node)
+	errs := make([]error, len(p.Victims))
+	var wg sync.WaitGroup
+	for i, victim := range p.Victims {
+		if victim.DeletionTimestamp == nil {
+			wg.Go(func() { errs[i] = l.evictOne(ctx, pod, victim, p.Node) })
 		}
 	}
+	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// evictOne deletes a victim after saying in it why.
+func (l *loop) evictOne(ctx context.Context, pod, victim *v1.Pod, node string) error {
+	var patch podStatusPatch
+	patch.Metadata.UID = victim.UID
+	patch.Status.Conditions = []v1.PodCondition{{
+		Type: v1.DisruptionTarget, Status: v1.ConditionTrue, Reason: v1.PodReasonPreemptionByScheduler,
+		Message:            pod.Spec.SchedulerName + ": preempting to accommodate a higher priority pod",
+		ObservedGeneration: victim.Generation, LastTransitionTime: metav1.NewTime(l.clock.Now()),
+	}}
+	err := l.patchStatus(ctx, victim, patch)
+	if err == nil {
+		uid := victim.UID
+		err = l.client.CoreV1().Pods(victim.Namespace).Delete(ctx, victim.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
+	}
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("evict %s/%s: %w", victim.Namespace, victim.Name, err)
+	}
+	l.events(pod).Eventf(victim, v1.EventTypeNormal, "Preempted", "Preempted by pod %s on node %s", pod.UID, node)
+	return nil
 }
 
 func podCondition(pod *v1.Pod, kind v1.PodConditionType) *v1.PodCondition {

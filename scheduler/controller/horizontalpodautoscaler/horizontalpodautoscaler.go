@@ -122,6 +122,7 @@ func (c *autoscalers) Name() string { return name }
 
 func (c *autoscalers) Run(ctx context.Context) error {
 	if c.world == nil {
+		defer c.queue.Stop()
 		<-ctx.Done()
 		return nil
 	}
