@@ -194,6 +194,12 @@ func (p *plan) tryAlone(n *node) verdict {
 	return p.fits(n)
 }
 
+// asksTogether reports whether tryTogether has anything to ask.
+func (p *plan) asksTogether() bool {
+	ip := &p.inter
+	return p.volumes != nil || len(p.spread) > 0 || len(ip.affinity)+len(ip.anti)+len(ip.existingAnti) > 0 || p.devices != nil || !p.class.features.IsEmpty()
+}
+
 // tryTogether asks the filters that come after those: they look beyond the
 // node.
 func (p *plan) tryTogether(n *node) verdict {

@@ -127,8 +127,24 @@ func (p *plan) feasible(rnd *rand.Rand) []option {
 		}
 		return found
 	default:
-		for _, n := range p.s.order {
-			try(n)
+		// For most nodes the remembered answer is all that is looked at, which is in
+		// an array: with thousands of nodes it is the memory that takes the time.
+		s, known, together := p.s, p.class.answers, p.asksTogether()
+		for i, slot := range s.slotOf {
+			a := &known[slot]
+			if a.version != s.versions[slot] || s.waited[slot] > 0 {
+				try(s.order[i])
+				continue
+			}
+			if a.refusal != 0 {
+				continue
+			}
+			if together {
+				if v := p.tryTogether(s.order[i]); !v.ok() {
+					continue
+				}
+			}
+			found = append(found, option{s.order[i], *a})
 		}
 		return found
 	}

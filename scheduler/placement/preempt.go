@@ -32,6 +32,7 @@ func (s *Snapshot) Nominate(pod *v1.Pod, nodeName string) {
 	}
 	info.node = s.ensureNode(nodeName)
 	info.node.nominated = append(info.node.nominated, info)
+	s.waited[info.node.slot]++
 	s.nominated[pod.UID] = info
 }
 
@@ -43,6 +44,7 @@ func (s *Snapshot) Unnominate(uid types.UID) {
 	}
 	delete(s.nominated, uid)
 	info.node.nominated = slices.DeleteFunc(info.node.nominated, func(o *podInfo) bool { return o == info })
+	s.waited[info.node.slot]--
 	s.dropIfUnused(info.node)
 }
 

@@ -18,8 +18,9 @@ func (s *Scores) Total() int64 {
 	return s.Taints + s.NodeAffinity + s.Spread + s.InterPod + s.Fit + s.Balanced + s.ImageLocality + s.Devices
 }
 
-// score returns the totals of the feasible nodes, parallel to them; if
-// details is not nil it is parallel to them, too, and gets the single scores.
+// score returns the totals of the feasible nodes, parallel to them and without
+// what is the same for all; if details is not nil it is parallel to them, too,
+// and gets the single scores.
 func (p *plan) score(found []option, details []Scores) ([]int64, error) {
 	totals, raw := p.s.buffers.zeroed(len(found)), p.s.buffers.zeroed(len(found))
 	for i := range found {
@@ -34,7 +35,11 @@ func (p *plan) score(found []option, details []Scores) ([]int64, error) {
 		}
 	}
 	w := &p.rules.Weights
-	if w.Taints > 0 {
+	tainted := details != nil // without a soft taint all nodes are equal in that, which decides nothing
+	for i := range found {
+		tainted = tainted || found[i].taints > 0
+	}
+	if w.Taints > 0 && tainted {
 		for i := range found {
 			raw[i] = int64(found[i].taints)
 		}

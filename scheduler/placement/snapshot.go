@@ -27,6 +27,8 @@ type Snapshot struct {
 	devices    devices
 	slots      slotPool
 	storage    storage
+	slotOf     []int32       // parallel to order
+	waited     []int32       // by slot: pods nominated there
 	versions   []uint64      // by slot: changes with everything that a node alone says to a pod
 	imagesGen  uint64        // changes with what images are worth
 	priorities map[int32]int // of the pods that hold resources
@@ -112,6 +114,7 @@ func (s *Snapshot) SetNode(obj *v1.Node) {
 	if n.obj == nil {
 		at, _ := slices.BinarySearchFunc(s.order, n.name, func(o *node, name string) int { return cmp.Compare(o.name, name) })
 		s.order = slices.Insert(s.order, at, n)
+		s.slotOf = slices.Insert(s.slotOf, at, int32(n.slot))
 		s.imagesChange()
 	}
 	n.obj = obj
@@ -144,6 +147,7 @@ func (s *Snapshot) RemoveNode(name string) {
 		panic("placement: node " + name + " is known but not in order")
 	}
 	s.order = slices.Delete(s.order, at, at+1)
+	s.slotOf = slices.Delete(s.slotOf, at, at+1)
 	s.setImages(n, nil)
 	s.imagesChange()
 	n.obj = nil
@@ -303,7 +307,7 @@ func (s *Snapshot) ensureNode(name string) *node {
 		n = &node{name: name, slot: s.slots.take()}
 		s.nodes[name] = n
 		for n.slot >= len(s.versions) {
-			s.versions = append(s.versions, 0)
+			s.versions, s.waited = append(s.versions, 0), append(s.waited, 0)
 		}
 		s.touch(n)
 	}

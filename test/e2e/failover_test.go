@@ -97,6 +97,7 @@ func waiting(i int) *corev1.Pod {
 func byHand(i int) *corev1.Node {
 	amount := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("64"), corev1.ResourceMemory: resource.MustParse("64Gi"), corev1.ResourcePods: resource.MustParse("110")}
 	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("by-hand-%02d", i), Labels: map[string]string{"failover": "yes"}},
+		Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: "failover", Effect: corev1.TaintEffectNoSchedule}}}, // nobody else is to go there
 		Status: corev1.NodeStatus{Capacity: amount, Allocatable: amount,
 			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "Test", LastHeartbeatTime: metav1.Now()}}}}
 }
