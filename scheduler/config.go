@@ -62,6 +62,8 @@ type Config struct {
 	Quota func(informers.SharedInformerFactory) controller.Quota
 	// Autoscaling is what autoscalers read and scale; see horizontalpodautoscaler.NewWorld. Nil: they are left alone.
 	Autoscaling horizontalpodautoscaler.World
+	// Inspector is made to answer questions while Run works. Nil: nobody asks.
+	Inspector *Inspector
 	// Binder binds pods, with the leader's term. Nil: by requests of Client.
 	Binder Binder
 	// BindWorkers is how many batches of bindings, and other writes, are under way

@@ -102,6 +102,10 @@ func (l *loop) Run(ctx context.Context) error {
 		return nil
 	}
 
+	if i := l.cfg.Inspector; i != nil {
+		i.loop.Store(l)
+		defer i.loop.Store(nil)
+	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for range l.cfg.BindWorkers {

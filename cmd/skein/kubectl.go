@@ -53,6 +53,7 @@ var kubectlVerbs = map[string]func(cmdutil.Factory, genericiooptions.IOStreams) 
 	"exec":     kexec.NewCmdExec,
 	"scale":    kscale.NewCmdScale,
 	"top":      ktop.NewCmdTop,
+	"why":      newWhyCmd,
 	"cordon":   kdrain.NewCmdCordon,
 	"uncordon": kdrain.NewCmdUncordon,
 	"drain":    kdrain.NewCmdDrain,

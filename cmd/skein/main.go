@@ -43,6 +43,7 @@ type CLI struct {
 	Version    versionCmd    `cmd:"" group:"cluster" help:"Print the version."`
 
 	Get      kubectlCmd `cmd:"" group:"objects" passthrough:"" help:"Show objects (-o wide|json|yaml|name, -n, -l, -w)."`
+	Why      kubectlCmd `cmd:"" group:"objects" passthrough:"" help:"Show why a pod is where it is, or why it is nowhere."`
 	Describe kubectlCmd `cmd:"" group:"objects" passthrough:"" help:"Show one object with its events."`
 	Apply    kubectlCmd `cmd:"" group:"objects" passthrough:"" help:"Make objects as files, directories or stdin say (-f)."`
 	Delete   kubectlCmd `cmd:"" group:"objects" passthrough:"" help:"Delete objects."`

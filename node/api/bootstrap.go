@@ -138,7 +138,7 @@ func roles() []rbacv1.ClusterRole {
 		ObjectMeta: metav1.ObjectMeta{Name: discoveryRole, Labels: map[string]string{"kubernetes.io/bootstrapping": "rbac-defaults"}},
 		Rules: []rbacv1.PolicyRule{{Verbs: []string{"get"},
 			NonResourceURLs: []string{"/api", "/api/*", "/apis", "/apis/*", serviceaccount.OpenIDConfigPath, serviceaccount.JWKSPath}}},
-	}, metricsReader()}
+	}, metricsReader(), whoMayAsk()}
 }
 
 // bindings are Skein's additions to upstream's bootstrap policy.
@@ -159,6 +159,7 @@ func bindings() []rbacv1.ClusterRoleBinding {
 		// Logs, exec and the like go from here to the agents, who ask who may.
 		bind("skein:agent-client", "system:kubelet-api-admin", rbacv1.Subject{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: AgentClientUser}),
 		bind(discoveryRole, discoveryRole, group(user.AllUnauthenticated), group(user.AllAuthenticated)),
+		bind(whyRole, whyRole, group(user.AllAuthenticated)),
 	}
 }
 

@@ -232,6 +232,9 @@ func (b *build) chain(ctx context.Context) (*chain, error) {
 		return nil, err
 	}
 	openapi.NewServer(b.docs, crds, b.remoteDocuments(outer)).Install(main.Handler.NonGoRestfulMux)
+	if b.cfg.Why != nil {
+		handle(outer.GenericAPIServer, WhyPath, http.HandlerFunc(b.serveWhy))
+	}
 	for path, h := range b.cfg.Extra {
 		handle(outer.GenericAPIServer, path, h)
 	}

@@ -114,6 +114,9 @@ type Config struct {
 	// to the user. Default: all are allowed.
 	NodeLabels func(ctx context.Context, node string, before, after map[string]string) error
 
+	// Why explains the placement of a pod: what it returns is sent as JSON. Its errors are those of the API, or client.Error of package node/client. Default: nobody can ask.
+	Why func(ctx context.Context, namespace, pod string) (any, error)
+
 	// Extra are handlers of paths outside the Kubernetes API, behind authentication and
 	// authorization (as a nonResourceURL). A path that ends in a slash stands for all below it.
 	Extra map[string]http.Handler

@@ -32,6 +32,7 @@ import (
 	"skein.io/skein/consensus/keyring"
 	"skein.io/skein/gossip/identity"
 	"skein.io/skein/node/api/internal/testetcd"
+	skeinclient "skein.io/skein/node/client"
 )
 
 // patience is how long anything may take on a slow machine.
@@ -160,6 +161,15 @@ func (f *fixture) config(node string) Config {
 			return &c, err
 		},
 		Replicas: func() []netip.AddrPort { return []netip.AddrPort{netip.MustParseAddrPort("192.0.2.10:6443")} },
+		Why: func(_ context.Context, namespace, pod string) (any, error) {
+			switch pod {
+			case "gone":
+				return nil, &skeinclient.Error{Code: http.StatusNotFound, Message: "gone"}
+			case "leaderless":
+				return nil, &skeinclient.Error{Code: http.StatusServiceUnavailable, Message: "no leader"}
+			}
+			return map[string]string{"namespace": namespace, "pod": pod}, nil
+		},
 		Extra: map[string]http.Handler{"/skein/v1/": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, "extra %s", r.URL.Path)
 		})},

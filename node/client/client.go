@@ -20,6 +20,9 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"skein.io/skein/scheduler"
+	"skein.io/skein/scheduler/placement"
 )
 
 // Headers of Kubernetes requests and answers, while a node cannot reach the truth and answers reads from what it knew last.
@@ -205,6 +208,15 @@ type RotateRequest struct {
 	// Force goes on although a voter does not answer.
 	Force bool `json:"force,omitempty"`
 }
+
+// Why says why a pod is where it is, and NodeReport what one node has to say about it.
+type (
+	Why        = scheduler.Why
+	NodeReport = placement.NodeReport
+	// FilterReport and ScoreReport are parts of a NodeReport.
+	FilterReport = placement.FilterReport
+	ScoreReport  = placement.ScoreReport
+)
 
 // Error is a refusal by the daemon.
 type Error struct {

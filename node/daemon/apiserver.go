@@ -232,6 +232,7 @@ func (n *node) serveAPI(ctx context.Context, clients shardClients, changed <-cha
 		KubeletClientCert: func() (*tls.Certificate, error) { return agentCert.agentClientCert(keys.authority, time.Now()) },
 		ServiceCIDR:       cluster.ServiceCIDR, SecondServiceCIDR: cluster.ServiceCIDR6, DNSServiceIP: cluster.DNS, EvictionGrace: n.cfg.EvictionGrace,
 		Replicas: n.replicaAddrs, NodeLabels: n.mayLabel, LastKnown: n.lastKnown,
+		Why:    func(ctx context.Context, namespace, pod string) (any, error) { return n.why(ctx, namespace, pod) },
 		Access: n.cfg.Access, Limits: n.cfg.Limits, RequestLog: n.cfg.RequestLog,
 		Extra:       map[string]http.Handler{"/skein/v1/": n.controlHandler()},
 		LongRunning: []string{backupPath},

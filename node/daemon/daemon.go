@@ -34,6 +34,7 @@ import (
 	"skein.io/skein/node/api/front"
 	"skein.io/skein/node/api/lastknown"
 	"skein.io/skein/node/desired"
+	"skein.io/skein/scheduler"
 	nodes "skein.io/skein/scheduler/controller/node"
 	"skein.io/skein/scheduler/controller/resourceclaim"
 )
@@ -82,8 +83,9 @@ type node struct {
 	// forgotten are the nodes from before a restore.
 	forgotten forgotten
 	claims    resourceclaim.Board
-	zones     nodes.Board // what the brake on evictions does while this node leads
-	once      sync.Once   // guards leaving
+	inspector scheduler.Inspector // of the leader's decisions about pods
+	zones     nodes.Board         // what the brake on evictions does while this node leads
+	once      sync.Once           // guards leaving
 	// agentBreak ends the agent before the node leaves.
 	agentBreak breaker
 	agentUp    chan struct{} // closed when the agent has its runtime

@@ -80,7 +80,7 @@ func (n *node) reign(ctx context.Context, term uint64) error {
 		if file := n.cfg.scheduling; file != nil {
 			sc.Profiles, sc.Queue.FirstBackoff, sc.Queue.LongestBackoff = file.Profiles, file.FirstBackoff, file.LongestBackoff
 		}
-		sc.Autoscaling = horizontalpodautoscaler.NewWorld(cfg)
+		sc.Autoscaling, sc.Inspector = horizontalpodautoscaler.NewWorld(cfg), &n.inspector
 		sc.Logger = n.log.With("part", "scheduler")
 		return scheduler.Run(ctx, sc)
 	})

@@ -199,6 +199,7 @@ func (n *node) nodeHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+ringPath, n.serveRing)
 	mux.HandleFunc("GET "+votersPath, n.serveVoters)
+	mux.HandleFunc("GET "+whyPath, n.serveWhy)
 	mux.HandleFunc("POST "+replicaPath, func(w http.ResponseWriter, r *http.Request) {
 		from, err := peerID(r)
 		if err == nil {

@@ -34,6 +34,7 @@ func TestCluster(t *testing.T) {
 		{"workloads", w.workloads},
 		{"volumes", w.volumes},
 		{"autoscale", w.autoscale},
+		{"why", w.whyThere},
 		{"crash", w.crash},
 		{"sealed", w.sealed},
 		{"shard leaders", w.shardLeaders},
