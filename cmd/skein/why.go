@@ -52,7 +52,7 @@ func runWhy(cmd *cobra.Command, f cmdutil.Factory, out io.Writer, pod, format st
 	if err != nil {
 		return err
 	}
-	raw, err := clients.Discovery().RESTClient().Get().AbsPath("/skein/v1/why", namespace, pod).DoRaw(cmd.Context())
+	raw, err := clients.Discovery().RESTClient().Get().AbsPath("/skein/v1/why", namespace, pod).Do(cmd.Context()).Raw() // DoRaw loses the words of refusals
 	if err != nil {
 		return err
 	}

@@ -16,7 +16,7 @@ func TestWhoMayAskWhy(t *testing.T) {
 	ctx, k := t.Context(), admin(t)
 	ns := namespace(t, k)
 	ask := func(ctx context.Context, path, user string, groups ...string) (string, error) {
-		b, err := client(t, cluster.as(cluster.servers[1], user, groups...)).Discovery().RESTClient().Get().AbsPath(path).DoRaw(ctx)
+		b, err := client(t, cluster.as(cluster.servers[1], user, groups...)).Discovery().RESTClient().Get().AbsPath(path).Do(ctx).Raw() // DoRaw loses the words of refusals
 		return string(b), err
 	}
 	path := WhyPath + ns + "/p"
