@@ -265,7 +265,8 @@ const watchPods = 2000
 
 // watches measures what an event costs for a watch that gets it, and what watches cost a write that does not concern them.
 func (b *comparison) watches(ctx context.Context) error {
-	const few, many, n = 50, 1000, watchPods / 4
+	// An event costs a hundredth of a create, so of few watches it would be lost in the difference between two creates.
+	const few, many, n = 200, 1000, watchPods / 4
 	plain, err := b.create(ctx, n)
 	if err != nil {
 		return err
