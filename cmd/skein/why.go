@@ -52,7 +52,11 @@ func runWhy(cmd *cobra.Command, f cmdutil.Factory, out io.Writer, pod, format st
 	if err != nil {
 		return err
 	}
-	raw, err := clients.Discovery().RESTClient().Get().AbsPath("/skein/v1/why", namespace, pod).Do(cmd.Context()).Raw() // DoRaw loses the words of refusals
+	result := clients.Discovery().RESTClient().Get().AbsPath("/skein/v1/why", namespace, pod).Do(cmd.Context())
+	if err := result.Error(); err != nil { // Raw gives no words of refusals
+		return err
+	}
+	raw, err := result.Raw()
 	if err != nil {
 		return err
 	}

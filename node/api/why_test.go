@@ -16,8 +16,9 @@ func TestWhoMayAskWhy(t *testing.T) {
 	ctx, k := t.Context(), admin(t)
 	ns := namespace(t, k)
 	ask := func(ctx context.Context, path, user string, groups ...string) (string, error) {
-		b, err := client(t, cluster.as(cluster.servers[1], user, groups...)).Discovery().RESTClient().Get().AbsPath(path).Do(ctx).Raw() // DoRaw loses the words of refusals
-		return string(b), err
+		result := client(t, cluster.as(cluster.servers[1], user, groups...)).Discovery().RESTClient().Get().AbsPath(path).Do(ctx)
+		b, _ := result.Raw()
+		return string(b), result.Error() // Raw gives no words of refusals
 	}
 	path := WhyPath + ns + "/p"
 	if got, err := ask(ctx, path, "admin", "system:masters"); err != nil || !strings.Contains(got, `"pod":"p"`) {

@@ -112,6 +112,9 @@ func (c *collector) collect(ctx context.Context, nodes []*corev1.Node, use func(
 	turns := make(chan struct{}, atOnce)
 	for _, n := range nodes {
 		turns <- struct{}{}
+		if ctx.Err() != nil {
+			break // nobody waits for the rest
+		}
 		wg.Go(func() {
 			defer func() { <-turns }()
 			r, err := c.ask(ctx, n)
