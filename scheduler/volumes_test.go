@@ -256,3 +256,28 @@ func TestAWaitingPodThatGoesFreesItsVolume(t *testing.T) {
 		}
 	})
 }
+
+// What a leader began for a pod's volumes the next one finishes, without writing anything twice.
+func TestANewLeaderGoesOnWithTheVolumesOfThePreviousOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		given := testVolume("pv1", "local", "b")
+		given.Spec.ClaimRef = &v1.ObjectReference{APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: "default", Name: "c", UID: "claim-c", ResourceVersion: "1"}
+		given.Annotations = map[string]string{volumehelpers.AnnBoundByController: "yes"}
+		asked := testClaim("d", "dyn")
+		asked.Annotations = map[string]string{volumehelpers.AnnSelectedNode: "b"}
+		client := newClient(nil, testNode("a", "4"), testNode("b", "4"), testClass("local", volumehelpers.NotSupportedProvisioner), testClass("dyn", "csi.example"),
+			given, testVolume("pv2", "local", "a"), testClaim("c", "local"), asked, testPod("p", "1", claiming("c", "d")))
+		api := volumesOf{t, client}
+		placing(t, client, newHealth())
+		settle(time.Second)
+		if n := controllertest.Writes(client, "update", "persistentvolumes"); n != 0 || api.volume("pv2").Spec.ClaimRef != nil {
+			t.Errorf("%d writes of volumes, another volume has %v", n, api.volume("pv2").Spec.ClaimRef)
+		}
+		api.bind("c", "pv1")
+		api.bind("d", "pv1")
+		settle(time.Second)
+		if got := get(t, client, "p").Spec.NodeName; got != "b" {
+			t.Errorf("on %q", got)
+		}
+	})
+}
