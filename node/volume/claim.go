@@ -48,7 +48,7 @@ func (m *Manager) persistent(pod *corev1.Pod, v *corev1.Volume) (*corev1.Persist
 		}
 	}
 	switch {
-	case claim.DeletionTimestamp != nil:
+	case claim.DeletionTimestamp != nil && !m.given(pod, v):
 		return nil, wrap(errors.New("PVC is being deleted"))
 	case claim.Status.Phase != corev1.ClaimBound || claim.Spec.VolumeName == "":
 		return nil, wrap(errors.New("PVC is not bound"))
@@ -63,8 +63,26 @@ func (m *Manager) persistent(pod *corev1.Pod, v *corev1.Volume) (*corev1.Persist
 	return pv, nil
 }
 
+// givenPath notes that a pod has got its claim: a pod that runs keeps it, also when the claim is being deleted and the daemon
+// starts anew; a pod that comes then does not get it.
+func (m *Manager) givenPath(pod *corev1.Pod, v *corev1.Volume) string {
+	return filepath.Join(m.PodDir(pod.UID), "claims", v.Name)
+}
+
+func (m *Manager) given(pod *corev1.Pod, v *corev1.Volume) bool {
+	_, err := os.Stat(m.givenPath(pod, v))
+	return err == nil
+}
+
 // setupClaim makes a persistent volume ready for a pod.
 func (m *Manager) setupClaim(ctx context.Context, pod *corev1.Pod, facts PodFacts, v *corev1.Volume, pv *corev1.PersistentVolume) error {
+	if err := m.setupPersistent(ctx, pod, facts, v, pv); err != nil {
+		return err
+	}
+	return os.MkdirAll(m.givenPath(pod, v), 0o750)
+}
+
+func (m *Manager) setupPersistent(ctx context.Context, pod *corev1.Pod, facts PodFacts, v *corev1.Volume, pv *corev1.PersistentVolume) error {
 	if err := volumehelpers.CheckNodeAffinity(pv, facts.NodeLabels); err != nil {
 		return fmt.Errorf("storage node affinity check failed for volume %q: %w", pv.Name, err)
 	}

@@ -58,6 +58,20 @@ func TestClaimsOfVolumesOfThisNode(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(sub, "f"), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// The claim is being deleted and the daemon starts anew: the pod keeps its volume, a new one does not get it.
+	f.claims["c"].DeletionTimestamp = &metav1.Time{}
+	m, err = New(m.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Setup(t.Context(), p, here); err != nil {
+		t.Errorf("a pod that runs: %v", err)
+	}
+	other := p.DeepCopy()
+	other.UID = "u2"
+	if _, err := m.Setup(t.Context(), other, here); err == nil || !strings.Contains(err.Error(), "PVC is being deleted") {
+		t.Errorf("a pod that comes: %v", err)
+	}
 	// The data outlives the pod.
 	if err := m.Teardown(p.UID); err != nil {
 		t.Fatal(err)
