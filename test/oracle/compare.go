@@ -171,7 +171,8 @@ func (j *judge) acceptedEviction(w *world, pod *v1.Pod) string {
 func spreadsByNothing(pod *v1.Pod) bool {
 	return slices.ContainsFunc(pod.Spec.TopologySpreadConstraints, func(c v1.TopologySpreadConstraint) bool {
 		s := c.LabelSelector
-		return c.WhenUnsatisfiable == v1.DoNotSchedule && s != nil && len(s.MatchLabels)+len(s.MatchExpressions) == 0 && len(c.MatchLabelKeys) == 0
+		return c.WhenUnsatisfiable == v1.DoNotSchedule && s != nil && len(s.MatchLabels)+len(s.MatchExpressions) == 0 &&
+			!slices.ContainsFunc(c.MatchLabelKeys, func(key string) bool { _, ok := pod.Labels[key]; return ok })
 	})
 }
 
