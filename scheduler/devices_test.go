@@ -328,3 +328,64 @@ func TestExtendedResourcesByDevices(t *testing.T) {
 		}
 	})
 }
+
+// A leader that comes in the middle goes on: what is allocated and reserved is
+// used, what was made for extended resources only is made anew.
+func TestTheNextLeaderGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		half := gpuClaim("c")
+		half.Finalizers = []string{resourceapi.Finalizer}
+		half.Status.Allocation = &resourceapi.AllocationResult{
+			AllocationTimestamp: &metav1.Time{Time: time.Now()},
+			Devices:             resourceapi.DeviceAllocationResult{Results: []resourceapi.DeviceRequestAllocationResult{{Request: "r", Driver: "gpu.test", Pool: "b", Device: "d0"}}},
+			NodeSelector: &v1.NodeSelector{NodeSelectorTerms: []v1.NodeSelectorTerm{{MatchFields: []v1.NodeSelectorRequirement{
+				{Key: "metadata.name", Operator: v1.NodeSelectorOpIn, Values: []string{"b"}}}}}},
+		}
+		half.Status.ReservedFor = []resourceapi.ResourceClaimConsumerReference{{Resource: "pods", Name: "p", UID: "pod-p"}}
+		special := gpuClaim("q-extended-resources-x")
+		special.Finalizers = []string{resourceapi.Finalizer}
+		special.Annotations = map[string]string{resourceapi.ExtendedResourceClaimAnnotation: "true"}
+		special.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: "q", UID: "pod-q", Controller: new(true)}}
+		special.Spec.Devices.Requests[0].Name = "container-0-request-1"
+		special.Status.Allocation = half.Status.Allocation.DeepCopy()
+		special.Status.Allocation.Devices.Results[0].Device = "d1"
+		client := newClient(nil, testNode("a", "4"), testNode("b", "4"), gpuClass(), gpuSlice("b", 2), half, special,
+			testPod("p", "1", using("c")), testPod("q", "1", func(p *v1.Pod) { p.Spec.Containers[0].Resources.Requests[gpuName] = resource.MustParse("1") }))
+		placing(t, client, newHealth())
+		settle(30 * time.Second)
+		if got := claimText(getClaim(t, client, "c")); got != "b/d0 p" || get(t, client, "p").Spec.NodeName != "b" {
+			t.Errorf("the claim that was written: %s, pod on %q", got, get(t, client, "p").Spec.NodeName)
+		}
+		q := get(t, client, "q")
+		if s := q.Status.ExtendedResourceClaimStatus; q.Spec.NodeName != "b" || s == nil || s.ResourceClaimName == special.Name || claimText(getClaim(t, client, s.ResourceClaimName)) != "b/d1 q" {
+			t.Errorf("extended resources: pod on %q, %+v", q.Spec.NodeName, s)
+		}
+	})
+}
+
+// A pod that cannot have its devices costs no write while nothing changes.
+func TestAPodWithoutHopeIsQuiet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		broken, many := gpuClaim("broken"), gpuClaim("many")
+		broken.Spec.Devices.Requests[0].Exactly.Selectors = []resourceapi.DeviceSelector{{CEL: &resourceapi.CELDeviceSelector{Expression: `device.attributes["gpu.test"].nothing`}}}
+		many.Spec.Devices.Requests[0].Exactly.Count = 1000
+		client := newClient(nil, testNode("a", "4"), gpuClass(), gpuSlice("a", 1), broken, many)
+		rec := placing(t, client, newHealth())
+		create(t, client, testPod("p", "1", using("broken")), testPod("q", "1", using("many")), testPod("r", "1", using("missing")))
+		settle(time.Minute)
+		e := fmt.Sprint(controllertest.Events(rec))
+		for _, want := range []string{"CEL runtime error: no such key: nothing", "exceeds the claim limit", `could not find ResourceClaim "default/missing"`} {
+			if !strings.Contains(e, want) {
+				t.Errorf("no event says %q: %s", want, e)
+			}
+		}
+		client.ClearActions()
+		settle(time.Hour)
+		if a := client.Actions(); len(a) != 0 {
+			t.Errorf("requests while nothing changes: %v", a)
+		}
+		if n := len(controllertest.Events(rec)); n > 3*13 {
+			t.Errorf("%d events in an hour", n)
+		}
+	})
+}
