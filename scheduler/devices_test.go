@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -168,9 +169,10 @@ func TestPodsWaitForTheirClaims(t *testing.T) {
 // uses what is allocated.
 func TestFailedBindingGivesTheClaimBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		refusing := true
+		var refusing atomic.Bool
+		refusing.Store(true)
 		client := newClient(func(pod, node string) error {
-			if refusing {
+			if refusing.Load() {
 				return errors.New("no")
 			}
 			return nil
@@ -181,7 +183,7 @@ func TestFailedBindingGivesTheClaimBack(t *testing.T) {
 		if got := claimText(getClaim(t, client, "c")); got != "a/d0" {
 			t.Errorf("after a refused binding: %s", got)
 		}
-		refusing = false
+		refusing.Store(false)
 		settle(10 * time.Second)
 		if got := claimText(getClaim(t, client, "c")); got != "a/d0 p" || get(t, client, "p").Spec.NodeName != "a" {
 			t.Errorf("at last: %s", got)
@@ -193,10 +195,9 @@ func TestFailedBindingGivesTheClaimBack(t *testing.T) {
 func TestRefusedClaims(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := newClient(nil, testNode("a", "4"), gpuClass(), gpuSlice("a", 1), gpuClaim("c"), gpuClaim("o"))
-		n := 0
 		client.PrependReactor("update", "resourceclaims", func(a clienttesting.Action) (bool, runtime.Object, error) {
 			c := a.(clienttesting.UpdateAction).GetObject().(*resourceapi.ResourceClaim)
-			if n++; c.Name == "c" && a.GetSubresource() == "status" {
+			if c.Name == "c" && a.GetSubresource() == "status" {
 				return true, nil, errors.New("never")
 			}
 			return false, nil, nil
@@ -295,9 +296,9 @@ func TestAPodGoesWhileItsDevicesAreMadeReady(t *testing.T) {
 
 func TestExtendedResourcesByDevices(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		refusals := 1
+		var refusals atomic.Int32
 		client := newClient(func(pod, node string) error {
-			if refusals--; refusals >= 0 {
+			if refusals.Add(1) == 1 {
 				return errors.New("no")
 			}
 			return nil
