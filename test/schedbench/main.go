@@ -57,7 +57,7 @@ func bench(ctx context.Context, c config) (err error) {
 		return errors.New("namespaces and cgroups need root")
 	}
 	if c.fast {
-		c.apiserver, c.large, c.rounds, c.small, c.pods = "", 0, 1, 200, 1000
+		c.apiserver, c.large, c.rounds, c.small, c.pods = "", 0, 1, 200, 600
 	}
 	if c.dir == "" {
 		if c.dir, err = os.MkdirTemp("", "schedbench-"); err != nil {
