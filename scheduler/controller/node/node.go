@@ -122,15 +122,24 @@ func New(deps controller.Deps, podCIDR netip.Prefix, set Settings) *Controller {
 // Name is the controller's name.
 func (c *Controller) Name() string { return "node" }
 
+// seedRetry is the wait after the pod networks could not be read.
+const seedRetry = 200 * time.Millisecond
+
 // Run works until ctx ends.
 func (c *Controller) Run(ctx context.Context) error {
+	defer c.queue.Stop()
 	// A consistent read: what the leader before this one gave away must be
-	// known before anything is given away.
-	if err := c.seedCIDRs(ctx); err != nil {
-		if ctx.Err() != nil {
-			return nil
+	// known before anything is given away. One that fails is no reason to begin
+	// the whole leadership anew.
+	for err := c.seedCIDRs(ctx); err != nil; err = c.seedCIDRs(ctx) {
+		if ctx.Err() == nil {
+			c.log.Warn("cannot begin yet", "controller", c.Name(), "err", err)
 		}
-		return err
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.clock.After(seedRetry):
+		}
 	}
 	defer c.set.Board.follow(c)()
 	return controller.Run(ctx, controller.Work[string]{

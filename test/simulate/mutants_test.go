@@ -1,0 +1,133 @@
+package simulate
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"skein.io/skein/scheduler"
+	"skein.io/skein/scheduler/controller"
+)
+
+// busy is a controller that writes although nothing changes.
+type busy struct{ controller.Deps }
+
+func (busy) Name() string { return "busy" }
+
+func (b busy) Run(ctx context.Context) error {
+	for n := 0; ; n++ {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(5 * time.Minute):
+			patch := []byte(`{"metadata":{"annotations":{"busy":"` + strings.Repeat("x", n%7) + `"}}}`)
+			_, _ = b.Client.CoreV1().Namespaces().Patch(ctx, "default", types.MergePatchType, patch, metav1.PatchOptions{})
+		}
+	}
+}
+
+// without leaves a controller out.
+func without(name string) func(*scheduler.Config) {
+	return func(cfg *scheduler.Config) {
+		for _, mk := range scheduler.Controllers() {
+			cfg.Controllers = append(cfg.Controllers, func(d controller.Deps, c scheduler.Config) controller.Controller {
+				if made := mk(d, c); made.Name() != name {
+					return made
+				} else if s, ok := made.(interface{ Stop() }); ok {
+					s.Stop()
+				}
+				return resting(name)
+			})
+		}
+	}
+}
+
+type resting string
+
+func (r resting) Name() string { return string(r) }
+
+func (r resting) Run(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}
+
+// TestSimulationCanFail breaks one rule at a time, each in one place, and wants it to be noticed as what it is.
+func TestSimulationCanFail(t *testing.T) {
+	mutants := []struct {
+		name  string
+		fault fault
+		want  string // in one of the violations
+	}{
+		{"a rolling update that takes everything at once", fault{misread: func(o runtime.Object) {
+			if d, ok := o.(*appsv1.Deployment); ok && d.Spec.Strategy.RollingUpdate != nil {
+				d.Spec.Strategy.RollingUpdate.MaxUnavailable = ptr(intstr.FromString("100%"))
+			}
+		}}, "may be missing"},
+		{"one pod too many", fault{misread: func(o runtime.Object) {
+			if rs, ok := o.(*appsv1.ReplicaSet); ok && *rs.Spec.Replicas > 1 {
+				*rs.Spec.Replicas++
+			}
+		}}, "ReplicaSet"},
+		{"StatefulSets out of order", fault{misread: func(o runtime.Object) {
+			if s, ok := o.(*appsv1.StatefulSet); ok {
+				s.Spec.PodManagementPolicy = appsv1.ParallelPodManagement
+			}
+		}}, "was made while"},
+		{"nodes thought larger than they are", fault{misread: func(o runtime.Object) {
+			if n, ok := o.(*corev1.Node); ok {
+				n.Status.Allocatable[corev1.ResourceCPU] = *quantity("100")
+			}
+		}}, "over capacity"},
+		{"pods of lost nodes deleted by force", fault{miswrite: func(q query, o runtime.Object) {
+			if opts, ok := o.(*metav1.DeleteOptions); ok && q.kind.gvr == podsGVR {
+				opts.GracePeriodSeconds = ptr(int64(0))
+			}
+		}}, "two processes of ordinal"},
+		{"more Job pods than asked for", fault{misread: func(o runtime.Object) {
+			if j, ok := o.(*batchv1.Job); ok {
+				*j.Spec.Parallelism++
+			}
+		}}, "active pods"},
+		{"a success counted twice", fault{miswrite: func(q query, o runtime.Object) {
+			if j, ok := o.(*batchv1.Job); ok && q.sub == "status" && j.Status.Succeeded > 0 {
+				j.Status.Succeeded++
+			}
+		}}, "counts"},
+		{"budgets counted wrong", fault{miswrite: func(q query, o runtime.Object) {
+			if b, ok := o.(*policyv1.PodDisruptionBudget); ok {
+				b.Status.DisruptionsAllowed += 5
+			}
+		}}, "budget"},
+		{"no garbage collection", fault{config: without("garbage")}, "owners are gone"},
+		{"no endpoint slices", fault{config: without("endpointslice")}, "leads to"},
+		{"writes while nothing changes", fault{config: func(cfg *scheduler.Config) {
+			cfg.Controllers = append(scheduler.Controllers(), func(d controller.Deps, _ scheduler.Config) controller.Controller { return busy{d} })
+		}}, "10 idle minutes"},
+		{"deposed leaders that go on", fault{unfenced: true}, ""},
+	}
+	for _, m := range mutants {
+		t.Run(m.name, func(t *testing.T) {
+			for _, seed := range seeds(t, 5) {
+				res := play(t, seed, scenario{nodes: 9, pods: 90, chaos: 90 * time.Second, every: time.Second}, m.fault, logs())
+				for _, v := range res.violations {
+					if strings.Contains(v, m.want) {
+						t.Logf("noticed with seed %d: %s", seed, v)
+						return
+					}
+				}
+				t.Logf("not noticed with seed %d: %s\n%v", seed, res.report, res.violations)
+			}
+			t.Error("not noticed")
+		})
+	}
+}
