@@ -11,6 +11,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	resourceapi "k8s.io/api/resource/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -173,7 +174,7 @@ func TestFailedBindingGivesTheClaimBack(t *testing.T) {
 		refusing.Store(true)
 		client := newClient(func(pod, node string) error {
 			if refusing.Load() {
-				return errors.New("no")
+				return apierrors.NewTooManyRequestsError("no")
 			}
 			return nil
 		}, testNode("a", "4"), gpuClass(), gpuSlice("a", 2), gpuClaim("c"))
@@ -299,7 +300,7 @@ func TestExtendedResourcesByDevices(t *testing.T) {
 		var refusals atomic.Int32
 		client := newClient(func(pod, node string) error {
 			if refusals.Add(1) == 1 {
-				return errors.New("no")
+				return apierrors.NewTooManyRequestsError("no")
 			}
 			return nil
 		}, testNode("a", "4"), gpuClass(), gpuSlice("a", 1))

@@ -12,8 +12,10 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/record"
@@ -132,7 +134,7 @@ func TestRefusedBindingIsUndoneAndTriedAgain(t *testing.T) {
 		var refusals atomic.Int64
 		client := newClient(func(pod, node string) error {
 			if refusals.Add(1) <= 3 {
-				return errors.New("etcdserver: too many requests")
+				return apierrors.NewTooManyRequestsError("etcdserver: too many requests")
 			}
 			return nil
 		}, testNode("a", "1"))
@@ -181,7 +183,7 @@ func TestManyPodsUnderRefusals(t *testing.T) {
 		}
 		client := newClient(func(string, string) error {
 			if n.Add(1)%7 == 0 {
-				return errors.New("try again")
+				return apierrors.NewTooManyRequestsError("try again")
 			}
 			return nil
 		}, objs...)
@@ -338,3 +340,52 @@ func TestConfigReportsAllFaults(t *testing.T) {
 }
 
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+// A binding whose answer is lost may have been carried out: its room is not given away before that is known.
+func TestLostAnswerOfABindingKeepsItsRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := newClient(nil, testNode("n1", "1"))
+		pods := schema.GroupVersionResource{Version: "v1", Resource: "pods"}
+		lost, tries := 2, 0
+		client.PrependReactor("create", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
+			if a.GetSubresource() != "binding" {
+				return false, nil, nil
+			}
+			b := a.(clienttesting.CreateAction).GetObject().(*v1.Binding)
+			if b.Name != "a" {
+				t.Errorf("%s was to be bound as well", b.Name)
+				return false, nil, nil
+			}
+			if tries++; tries > lost {
+				return false, nil, nil // refused: it is bound already
+			}
+			if tries == 2 { // this one reached the API
+				obj, err := client.Tracker().Get(pods, "default", "a")
+				if err != nil {
+					t.Error(err)
+				}
+				pod := obj.(*v1.Pod).DeepCopy()
+				pod.Spec.NodeName = b.Target.Name
+				if err := client.Tracker().Update(pods, pod, "default"); err != nil {
+					t.Error(err)
+				}
+			}
+			return true, nil, errors.New("the connection was lost")
+		})
+		placing(t, client, newHealth())
+		create(t, client, testPod("a", "800m"))
+		time.Sleep(time.Millisecond)
+		create(t, client, testPod("b", "800m"))
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := get(t, client, "a").Spec.NodeName; got != "n1" {
+			t.Errorf("a is on %q", got)
+		}
+		if got := get(t, client, "b").Spec.NodeName; got != "" {
+			t.Errorf("b is on %q, beside a", got)
+		}
+		if tries < 2 {
+			t.Errorf("%d tries", tries)
+		}
+	})
+}

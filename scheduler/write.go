@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	resourceapi "k8s.io/api/resource/v1"
@@ -43,6 +44,34 @@ func (b binding) do(ctx context.Context, l *loop) {
 type bindings []binding
 
 func (all bindings) do(ctx context.Context, l *loop) {
+	for wait, tried := bindRetry, false; len(all) > 0; wait, tried = 2*wait, true {
+		all = all.send(ctx, l, tried, wait > bindRetryLongest)
+		if len(all) == 0 {
+			return
+		}
+		timer := l.clock.NewTimer(wait)
+		select {
+		case <-timer.C():
+		case <-ctx.Done():
+			timer.Stop()
+			return // no leader any more; the next one sees what became of them
+		}
+	}
+}
+
+// Waits before bindings are sent again of which nobody knows whether they were
+// carried out.
+const (
+	bindRetry        = 50 * time.Millisecond
+	bindRetryLongest = 800 * time.Millisecond
+)
+
+// send sends the bindings once and returns those of which nobody knows what
+// became of them: room on a node must not be given to another pod while the
+// first may have it. If the API gives no answer for about 1.5 s, the last try
+// takes them back all the same: nothing else is bound then either. tried says
+// that an earlier try may have been carried out.
+func (all bindings) send(ctx context.Context, l *loop, tried, last bool) (again bindings) {
 	list := make([]*v1.Binding, len(all))
 	for i, b := range all {
 		// The UID is a precondition: a pod of the same name made meanwhile is
@@ -52,15 +81,28 @@ func (all bindings) do(ctx context.Context, l *loop) {
 			Target:     v1.ObjectReference{Kind: "Node", Name: b.node},
 		}
 	}
+	var mu sync.Mutex // guards again
 	l.cfg.Binder.Bind(ctx, list, func(i int, err error) {
 		b := all[i]
-		if err != nil {
+		switch {
+		case err == nil || refused(err) && tried && b.carriedOut(ctx, l):
+			l.bound(b.pod)
+			l.events(b.pod).Eventf(b.pod, v1.EventTypeNormal, "Scheduled", "Successfully assigned %s/%s to %s", b.pod.Namespace, b.pod.Name, b.node)
+		case refused(err) || last || ctx.Err() != nil:
 			b.failed(ctx, l, err, apierrors.IsNotFound(err))
-			return
+		default:
+			mu.Lock()
+			defer mu.Unlock()
+			again = append(again, b)
 		}
-		l.bound(b.pod)
-		l.events(b.pod).Eventf(b.pod, v1.EventTypeNormal, "Scheduled", "Successfully assigned %s/%s to %s", b.pod.Namespace, b.pod.Name, b.node)
 	})
+	return again
+}
+
+// carriedOut asks the API itself whether the pod is bound as decided.
+func (b binding) carriedOut(ctx context.Context, l *loop) bool {
+	now, err := l.client.CoreV1().Pods(b.pod.Namespace).Get(ctx, b.pod.Name, metav1.GetOptions{})
+	return err == nil && now.UID == b.pod.UID && now.Spec.NodeName == b.node
 }
 
 // together makes one job of all bindings that need no preparation. l.mu is held.
@@ -109,6 +151,14 @@ func (r requests) Bind(ctx context.Context, all []*v1.Binding, done func(i int, 
 	}
 	close(next)
 	wg.Wait()
+}
+
+// refused says that the API has refused a request, so that it will never be
+// carried out. All else (a lost connection, a time-out, a fault of the server)
+// leaves that open.
+func refused(err error) bool {
+	var status apierrors.APIStatus
+	return errors.As(err, &status) && status.Status().Code/100 == 4 && !apierrors.IsTimeout(err)
 }
 
 // failed takes the decision back; gone says that there is no such pod.

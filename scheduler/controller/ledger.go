@@ -77,7 +77,8 @@ func (l *Ledger) add(key string, obj metav1.Object, deleted bool, now time.Time)
 }
 
 // Pending returns how many writes of key the view does not show yet, and
-// forgets those that it shows.
+// forgets those that it shows. It must be asked before the view is read: what
+// was read before may lack a write that the view shows a moment later.
 func (l *Ledger) Pending(key string, now time.Time) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()

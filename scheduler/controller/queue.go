@@ -38,8 +38,10 @@ const (
 // worked on once more afterwards. So its size is bounded by the number of
 // objects that exist. It is safe for concurrent use.
 type Queue[K comparable] struct {
-	name  string
-	wq    workqueue.TypedRateLimitingInterface[K]
+	name string
+	// wq makes the queue itself at its first use: it has goroutines, which a
+	// controller that never runs must not leave behind.
+	wq    func() workqueue.TypedRateLimitingInterface[K]
 	stale workqueue.TypedRateLimiter[K]
 }
 
@@ -53,27 +55,30 @@ func NewQueue[K comparable](name string, clk clock.WithTicker) *Queue[K] {
 		&workqueue.TypedBucketRateLimiter[K]{Limiter: rate.NewLimiter(rate.Limit(retriesPerSec), retryBurst)},
 	)
 	return &Queue[K]{
-		name:  name,
-		wq:    workqueue.NewTypedRateLimitingQueueWithConfig(limiter, workqueue.TypedRateLimitingQueueConfig[K]{Clock: clk}),
+		name: name,
+		wq: sync.OnceValue(func() workqueue.TypedRateLimitingInterface[K] {
+			return workqueue.NewTypedRateLimitingQueueWithConfig(limiter, workqueue.TypedRateLimitingQueueConfig[K]{Clock: clk})
+		}),
 		stale: workqueue.NewTypedItemExponentialFailureRateLimiter[K](RetryFirst, staleLongest),
 	}
 }
 
 // Add asks for key to be worked on as soon as a worker is free.
-func (q *Queue[K]) Add(key K) { q.wq.Add(key) }
+func (q *Queue[K]) Add(key K) { q.wq().Add(key) }
 
 // AddAfter asks for key to be worked on after d. If it is already waiting, the
 // earlier of the two times counts.
-func (q *Queue[K]) AddAfter(key K, d time.Duration) { q.wq.AddAfter(key, d) }
+func (q *Queue[K]) AddAfter(key K, d time.Duration) { q.wq().AddAfter(key, d) }
 
 // Len is the number of keys that wait to be worked on, those delayed not counted.
-func (q *Queue[K]) Len() int { return q.wq.Len() }
+func (q *Queue[K]) Len() int { return q.wq().Len() }
 
 // Retries is how often in a row the sync of key has failed.
-func (q *Queue[K]) Retries(key K) int { return q.wq.NumRequeues(key) }
+func (q *Queue[K]) Retries(key K) int { return q.wq().NumRequeues(key) }
 
-// Stop ends a queue that Run never ran; Run does it by itself.
-func (q *Queue[K]) Stop() { q.wq.ShutDown() }
+// Stop ends a queue that keys were added to and that Run never ran; Run does it
+// by itself.
+func (q *Queue[K]) Stop() { q.wq().ShutDown() }
 
 // Watch is a kind of the view and who is told about its changes.
 type Watch struct {
@@ -143,7 +148,7 @@ func Run[K comparable](ctx context.Context, w Work[K]) error {
 	log = log.With("controller", w.Queue.name)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	defer w.Queue.wq.ShutDown()
+	defer w.Queue.wq().ShutDown()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
@@ -194,28 +199,28 @@ func waitFor(ctx context.Context, conds []cache.InformerSynced) bool {
 
 // next works on one key; false when the queue is shut down.
 func (q *Queue[K]) next(ctx context.Context, log *slog.Logger, sync func(context.Context, K) error) bool {
-	key, shutdown := q.wq.Get()
+	key, shutdown := q.wq().Get()
 	if shutdown {
 		return false
 	}
-	defer q.wq.Done(key)
+	defer q.wq().Done(key)
 	if ctx.Err() != nil {
 		return false
 	}
 	err := guarded(ctx, key, sync)
 	switch {
 	case err == nil:
-		q.wq.Forget(key)
+		q.wq().Forget(key)
 		q.stale.Forget(key)
 	case ctx.Err() != nil:
 		return false
 	case errors.Is(err, ErrStaleView) || apierrors.IsConflict(err):
-		q.wq.AddAfter(key, q.stale.When(key))
+		q.wq().AddAfter(key, q.stale.When(key))
 		log.Debug("the view lags behind, will be tried again", "key", key, "err", err)
 	default:
-		q.wq.AddRateLimited(key)
+		q.wq().AddRateLimited(key)
 		q.stale.Forget(key)
-		log.Warn("sync failed, will be tried again", "key", key, "failures", q.wq.NumRequeues(key), "err", err)
+		log.Warn("sync failed, will be tried again", "key", key, "failures", q.wq().NumRequeues(key), "err", err)
 	}
 	return true
 }

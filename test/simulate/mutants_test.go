@@ -2,6 +2,8 @@ package simulate
 
 import (
 	"context"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -43,8 +45,6 @@ func without(name string) func(*scheduler.Config) {
 			cfg.Controllers = append(cfg.Controllers, func(d controller.Deps, c scheduler.Config) controller.Controller {
 				if made := mk(d, c); made.Name() != name {
 					return made
-				} else if s, ok := made.(interface{ Stop() }); ok {
-					s.Stop()
 				}
 				return resting(name)
 			})
@@ -61,64 +61,75 @@ func (r resting) Run(ctx context.Context) error {
 	return nil
 }
 
+// mutant is a rule broken.
+type mutant struct {
+	name  string
+	fault fault
+	want  string // in one of the violations
+	long  bool   // it takes a whole history to be noticed
+	only  string // the trouble that it needs
+}
+
 // TestSimulationCanFail breaks one rule at a time, each in one place, and wants it to be noticed as what it is.
 func TestSimulationCanFail(t *testing.T) {
-	mutants := []struct {
-		name  string
-		fault fault
-		want  string // in one of the violations
-	}{
+	mutants := []mutant{
 		{"a rolling update that takes everything at once", fault{misread: func(o runtime.Object) {
 			if d, ok := o.(*appsv1.Deployment); ok && d.Spec.Strategy.RollingUpdate != nil {
 				d.Spec.Strategy.RollingUpdate.MaxUnavailable = ptr(intstr.FromString("100%"))
 			}
-		}}, "may be missing"},
+		}}, "may be missing", false, ""},
 		{"one pod too many", fault{misread: func(o runtime.Object) {
 			if rs, ok := o.(*appsv1.ReplicaSet); ok && *rs.Spec.Replicas > 1 {
 				*rs.Spec.Replicas++
 			}
-		}}, "ReplicaSet"},
+		}}, "ReplicaSet", false, ""},
 		{"StatefulSets out of order", fault{misread: func(o runtime.Object) {
 			if s, ok := o.(*appsv1.StatefulSet); ok {
 				s.Spec.PodManagementPolicy = appsv1.ParallelPodManagement
 			}
-		}}, "was made while"},
+		}}, "was made while", false, ""},
 		{"nodes thought larger than they are", fault{misread: func(o runtime.Object) {
 			if n, ok := o.(*corev1.Node); ok {
 				n.Status.Allocatable[corev1.ResourceCPU] = *quantity("100")
 			}
-		}}, "over capacity"},
+		}}, "over capacity", false, ""},
 		{"pods of lost nodes deleted by force", fault{miswrite: func(q query, o runtime.Object) {
 			if opts, ok := o.(*metav1.DeleteOptions); ok && q.kind.gvr == podsGVR {
 				opts.GracePeriodSeconds = ptr(int64(0))
 			}
-		}}, "two processes of ordinal"},
+		}}, "two processes of ordinal", true, ""},
 		{"more Job pods than asked for", fault{misread: func(o runtime.Object) {
 			if j, ok := o.(*batchv1.Job); ok {
 				*j.Spec.Parallelism++
 			}
-		}}, "active pods"},
+		}}, "active pods", false, ""},
 		{"a success counted twice", fault{miswrite: func(q query, o runtime.Object) {
 			if j, ok := o.(*batchv1.Job); ok && q.sub == "status" && j.Status.Succeeded > 0 {
 				j.Status.Succeeded++
 			}
-		}}, "counts"},
+		}}, "counts", false, ""},
 		{"budgets counted wrong", fault{miswrite: func(q query, o runtime.Object) {
 			if b, ok := o.(*policyv1.PodDisruptionBudget); ok {
 				b.Status.DisruptionsAllowed += 5
 			}
-		}}, "budget"},
-		{"no garbage collection", fault{config: without("garbage")}, "owners are gone"},
-		{"no endpoint slices", fault{config: without("endpointslice")}, "leads to"},
+		}}, "budget", true, "drain"},
+		{"no garbage collection", fault{config: without("garbage")}, "owners are gone", true, ""},
+		{"no endpoint slices", fault{config: without("endpointslice")}, "leads to", true, ""},
 		{"writes while nothing changes", fault{config: func(cfg *scheduler.Config) {
 			cfg.Controllers = append(scheduler.Controllers(), func(d controller.Deps, _ scheduler.Config) controller.Controller { return busy{d} })
-		}}, "10 idle minutes"},
-		{"deposed leaders that go on", fault{unfenced: true}, ""},
+		}}, "10 idle minutes", true, ""},
+		{"deposed leaders that go on", fault{unfenced: true}, "", true, ""},
+	}
+	if os.Getenv("SKEIN_LONG") == "" {
+		mutants = slices.DeleteFunc(mutants, func(m mutant) bool { return m.long })
 	}
 	for _, m := range mutants {
 		t.Run(m.name, func(t *testing.T) {
+			noticed := func(violations []string) bool {
+				return slices.ContainsFunc(violations, func(v string) bool { return strings.Contains(v, m.want) })
+			}
 			for _, seed := range seeds(t, 5) {
-				res := play(t, seed, scenario{nodes: 9, pods: 90, chaos: 90 * time.Second, every: time.Second}, m.fault, logs())
+				res := play(t, seed, scenario{nodes: 9, pods: 90, chaos: 90 * time.Second, every: time.Second, only: m.only}, m.fault, logs(), noticed)
 				for _, v := range res.violations {
 					if strings.Contains(v, m.want) {
 						t.Logf("noticed with seed %d: %s", seed, v)

@@ -17,6 +17,7 @@ type scenario struct {
 	nodes, pods int
 	chaos       time.Duration
 	every       time.Duration // the mean time between two troubles
+	only        string        // the one trouble that happens; "" for all
 }
 
 // user is what the people of the scenario did and still want.
@@ -144,7 +145,7 @@ type trouble struct {
 	do     func(*user)
 }
 
-var troubles = []trouble{
+var allTroubles = []trouble{
 	{"node dies", 10, (*user).nodeDies},
 	{"node is cut off", 10, (*user).nodeCutOff},
 	{"zone is cut off", 1, (*user).zoneCutOff},
@@ -165,10 +166,17 @@ var troubles = []trouble{
 // torment lets troubles happen, and ends when it healed what it broke.
 func (u *user) torment() {
 	sum := 0
-	for _, t := range troubles {
-		sum += t.weight
+	var troubles []trouble
+	for _, t := range allTroubles {
+		if u.sc.only == "" || t.name == u.sc.only {
+			troubles = append(troubles, t)
+			sum += t.weight
+		}
 	}
 	for end := time.Now().Add(u.sc.chaos); time.Now().Before(end); {
+		if u.w.enough() {
+			return
+		}
 		time.Sleep(between(u.sc.every/4, 2*u.sc.every, u.w.rnd.Uint64()))
 		at := u.n(sum)
 		for _, t := range troubles {

@@ -35,17 +35,20 @@ type world struct {
 	// afterWrite is called after each write of a leader, outside all locks.
 	afterWrite func(r *http.Request) error
 
-	fault fault
+	fault  fault
+	enough func() bool // what was noticed is what the test wants
 
 	drawMu sync.Mutex
 	draws  map[string]uint64 // guarded by drawMu
 
-	over  atomic.Bool   // the agents rest
-	fails atomic.Uint64 // of 1,000 requests of the leader
-	term  uint64
-	lead  *leadership
-	slow  time.Duration // the longest that a leadership took to end
-	first time.Duration // the longest until a new leader wrote
+	over    atomic.Bool   // the agents rest
+	fails   atomic.Uint64 // of 1,000 requests of the leader
+	term    uint64
+	lead    *leadership
+	ending  sync.WaitGroup // of the leaderships before it
+	cancels []context.CancelFunc
+	slow    time.Duration // the longest that a leadership took to end
+	first   time.Duration // the longest until a new leader wrote
 }
 
 func newWorld(seed uint64, logs io.Writer) *world {
@@ -101,7 +104,8 @@ func (w *world) elect(lag time.Duration) {
 		} else {
 			old.cancel()
 		}
-		go w.await(old, lag)
+		w.ending.Go(func() { w.await(old, lag) })
+		w.cancels = append(w.cancels, old.cancel)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	w.lead = &leadership{term: term, cancel: cancel, done: make(chan error, 1)}
@@ -167,9 +171,14 @@ func (w *world) lose(term uint64) func(*http.Request, bool) error {
 // stop ends the world and waits for its leader.
 func (w *world) stop() {
 	w.over.Store(true)
+	for _, cancel := range w.cancels { // of those that have not been told yet
+		cancel()
+	}
+	w.ending.Wait()
 	if w.lead != nil {
 		w.lead.cancel()
 		w.await(w.lead, 0)
 		w.lead = nil
 	}
+	time.Sleep(time.Minute) // an event that was on its way arrives
 }

@@ -109,6 +109,10 @@ func (c *cronJobs) sync(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
+	if now := c.Clock.Now(); c.jobs.Pending(key, now)+c.written.Pending(key, now) > 0 {
+		c.queue.AddAfter(key, lagRecheck)
+		return nil
+	}
 	cj, err := c.lister.CronJobs(ns).Get(cronName)
 	if apierrors.IsNotFound(err) {
 		c.jobs.Forget(key)
@@ -117,10 +121,6 @@ func (c *cronJobs) sync(ctx context.Context, key string) error {
 	}
 	if err != nil {
 		return err
-	}
-	if now := c.Clock.Now(); c.jobs.Pending(key, now)+c.written.Pending(key, now) > 0 {
-		c.queue.AddAfter(key, lagRecheck)
-		return nil
 	}
 	all, err := controller.ByIndex[*batchv1.Job](c.jobInf.GetIndexer(), controller.IndexController, string(cj.UID))
 	if err != nil {

@@ -147,6 +147,10 @@ func (c *budgets) sync(ctx context.Context, it item) error {
 		return c.clear(ctx, it)
 	}
 	key := it.namespace + "/" + it.budget
+	if c.written.Pending(key, c.Clock.Now()) > 0 {
+		c.queue.AddAfter(it, lagRecheck)
+		return nil
+	}
 	pdb, err := c.lister.PodDisruptionBudgets(it.namespace).Get(it.budget)
 	if apierrors.IsNotFound(err) {
 		c.written.Forget(key)
@@ -154,10 +158,6 @@ func (c *budgets) sync(ctx context.Context, it item) error {
 	}
 	if err != nil {
 		return err
-	}
-	if c.written.Pending(key, c.Clock.Now()) > 0 {
-		c.queue.AddAfter(it, lagRecheck)
-		return nil
 	}
 	sel, err := metav1.LabelSelectorAsSelector(pdb.Spec.Selector)
 	if err != nil {

@@ -163,6 +163,10 @@ func (c *jobs) sync(ctx context.Context, it item) error {
 		return c.releaseOrphan(ctx, it)
 	}
 	key := it.namespace + "/" + it.job
+	if now := c.Clock.Now(); c.written.Pending(key, now)+c.pods.Pending(key, now) > 0 {
+		c.queue.AddAfter(it, lagRecheck)
+		return nil
+	}
 	job, err := c.lister.Jobs(it.namespace).Get(it.job)
 	if apierrors.IsNotFound(err) {
 		c.pods.Forget(key)
@@ -174,10 +178,6 @@ func (c *jobs) sync(ctx context.Context, it item) error {
 	}
 	if by := job.Spec.ManagedBy; by != nil && *by != batchv1.JobControllerName {
 		return c.expire(ctx, it, job)
-	}
-	if now := c.Clock.Now(); c.written.Pending(key, now)+c.pods.Pending(key, now) > 0 {
-		c.queue.AddAfter(it, lagRecheck)
-		return nil
 	}
 	if finished(job) {
 		return c.expire(ctx, it, job)

@@ -127,7 +127,6 @@ const seedRetry = 200 * time.Millisecond
 
 // Run works until ctx ends.
 func (c *Controller) Run(ctx context.Context) error {
-	defer c.queue.Stop()
 	// A consistent read: what the leader before this one gave away must be
 	// known before anything is given away. One that fails is no reason to begin
 	// the whole leadership anew.

@@ -71,7 +71,6 @@ func (c *quotas) Name() string { return name }
 
 func (c *quotas) Run(ctx context.Context) error {
 	if c.Quota == nil {
-		c.queue.Stop()
 		<-ctx.Done()
 		return nil
 	}
@@ -167,6 +166,10 @@ func (c *quotas) sync(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
+	if c.written.Pending(key, c.Clock.Now()) > 0 {
+		c.queue.AddAfter(key, lagRecheck)
+		return nil
+	}
 	q, err := c.lister.ResourceQuotas(ns).Get(quotaName)
 	if apierrors.IsNotFound(err) {
 		c.written.Forget(key)
@@ -174,10 +177,6 @@ func (c *quotas) sync(ctx context.Context, key string) error {
 	}
 	if err != nil {
 		return err
-	}
-	if c.written.Pending(key, c.Clock.Now()) > 0 {
-		c.queue.AddAfter(key, lagRecheck)
-		return nil
 	}
 	used, counted, usageErr := c.Quota.Usage(ctx, q)
 	if counted {

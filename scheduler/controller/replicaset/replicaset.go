@@ -135,6 +135,7 @@ func (c *replicaSets) sync(ctx context.Context, key string) error {
 		c.Logger.Error("selector cannot be read", "kind", c.kind.Kind, "object", key, "err", err)
 		return nil
 	}
+	pending := c.ledger.Pending(key, c.Clock.Now()) // before the view is read
 	all, err := controller.Controlled[*corev1.Pod](c.podInf.GetIndexer(), rs.Namespace, rs.UID)
 	if err != nil {
 		return err
@@ -146,7 +147,6 @@ func (c *replicaSets) sync(ctx context.Context, key string) error {
 	terminating := controller.PlanClaims(rs, selector, filter(all, controller.PodTerminating)).Owned
 
 	var manageErr error
-	pending := c.ledger.Pending(key, c.Clock.Now())
 	if pending > 0 {
 		c.queue.AddAfter(key, lagRecheck)
 	} else if rs.DeletionTimestamp == nil {
