@@ -62,6 +62,13 @@ func (w *world) set(n int32) {
 	w.scaled = append(w.scaled, fmt.Sprintf("%s: %d", time.Now().Format("04:05"), n))
 }
 
+// history is how often and to how many the target was scaled, and how many there are.
+func (w *world) history() (scaled string, replicas int32) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return strings.Join(w.scaled, ", "), w.replicas
+}
+
 func (w *world) fails(source string) error {
 	if w.broken[source] {
 		return errors.New("the " + source + " metrics are away")
@@ -200,7 +207,7 @@ func randomMetrics(rnd *rand.Rand) (out []autoscalingv2.MetricSpec) {
 func change(t *testing.T, rnd *rand.Rand, base int64, worlds []*world, clients []*fake.Clientset) {
 	t.Helper()
 	now := time.Now()
-	n := int(worlds[0].replicas)
+	_, n := worlds[0].history()
 	pods := map[string]*corev1.Pod{}
 	used := map[string]int64{}
 	for i := range n {
@@ -333,13 +340,15 @@ func TestSameAsUpstream(t *testing.T) {
 					}
 					time.Sleep(period)
 					synctest.Wait()
-					x, y := strings.Join(a.scaled, ", "), strings.Join(b.scaled, ", ")
+					x, _ := a.history()
+					y, _ := b.history()
 					if s, u := conditions(t, both[0]), conditions(t, both[1]); x != y || s != u {
 						t.Fatalf("step %d: Skein scaled %s and says %s\nupstream %s and says %s\n%+v", step, x, s, y, u, hpa.Spec)
 					}
 				}
 				if n == 0 {
-					t.Logf("scaled %s", strings.Join(a.scaled, ", "))
+					scaled, _ := a.history()
+					t.Logf("scaled %s", scaled)
 				}
 			})
 		})

@@ -96,6 +96,17 @@ func (w *fakeWorld) set(f func()) {
 	f()
 }
 
+// seen is what became of the target so far.
+func (w *fakeWorld) seen() (replicas int32, reads, sets int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.replicas, w.reads, w.sets
+}
+
+func (w *fakeWorld) count() (replicas int32) { replicas, _, _ = w.seen(); return replicas }
+func (w *fakeWorld) readCount() (reads int)  { _, reads, _ = w.seen(); return reads }
+func (w *fakeWorld) setCount() (sets int)    { _, _, sets = w.seen(); return sets }
+
 func autoscaler(hpaName string) *autoscalingv2.HorizontalPodAutoscaler {
 	return &autoscalingv2.HorizontalPodAutoscaler{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: hpaName, UID: "uid-" + "hpa", ResourceVersion: "1", Generation: 1},
 		Spec: autoscalingv2.HorizontalPodAutoscalerSpec{MaxReplicas: 10, Metrics: []autoscalingv2.MetricSpec{cpuAt(50)},
@@ -133,13 +144,13 @@ func TestScales(t *testing.T) {
 		client, rec := start(t, w, append(oldPods(2), autoscaler("web"))...)
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
-		if w.reads != 1 || w.sets != 0 {
-			t.Errorf("before the first period: %d reads (one, so that the agents begin to measure), %d writes", w.reads, w.sets)
+		if w.readCount() != 1 || w.setCount() != 0 {
+			t.Errorf("before the first period: %d reads (one, so that the agents begin to measure), %d writes", w.readCount(), w.setCount())
 		}
 		time.Sleep(period)
 		synctest.Wait()
-		if w.replicas != 4 {
-			t.Fatalf("%d replicas", w.replicas)
+		if w.count() != 4 {
+			t.Fatalf("%d replicas", w.count())
 		}
 		st := current(t, client, "web").Status
 		if st.CurrentReplicas != 2 || st.DesiredReplicas != 4 || st.LastScaleTime == nil || len(st.CurrentMetrics) != 1 || *st.CurrentMetrics[0].Resource.Current.AverageUtilization != 90 {
@@ -158,13 +169,13 @@ func TestScales(t *testing.T) {
 		w.set(func() { w.use = map[string]int64{"web-0": 100, "web-1": 100, "web-2": 100, "web-3": 100} })
 		time.Sleep(4 * time.Minute)
 		synctest.Wait()
-		if w.replicas != 4 {
-			t.Fatalf("scaled down to %d within the window", w.replicas)
+		if w.count() != 4 {
+			t.Fatalf("scaled down to %d within the window", w.count())
 		}
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		if w.replicas != 1 {
-			t.Errorf("%d replicas", w.replicas)
+		if w.count() != 1 {
+			t.Errorf("%d replicas", w.count())
 		}
 		// An autoscaler that is gone costs nothing.
 		if err := client.AutoscalingV2().HorizontalPodAutoscalers("ns").Delete(t.Context(), "web", metav1.DeleteOptions{}); err != nil {
@@ -172,11 +183,11 @@ func TestScales(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		reads := w.reads
+		reads := w.readCount()
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
-		if w.reads != reads {
-			t.Errorf("%d reads for an autoscaler that is gone", w.reads-reads)
+		if w.readCount() != reads {
+			t.Errorf("%d reads for an autoscaler that is gone", w.readCount()-reads)
 		}
 	})
 }
@@ -230,10 +241,10 @@ func TestStuck(t *testing.T) {
 					t.Errorf("the condition says\n     %s\nwant %s", got, c.want)
 				}
 				controllertest.Events(rec)
-				before, sets := controllertest.Writes(client, "update", "horizontalpodautoscalers/status"), c.w.sets
+				before, sets := controllertest.Writes(client, "update", "horizontalpodautoscalers/status"), c.w.setCount()
 				time.Sleep(30 * time.Minute)
 				synctest.Wait()
-				writes, told, tries := controllertest.Writes(client, "update", "horizontalpodautoscalers/status")-before, len(controllertest.Events(rec)), c.w.sets-sets
+				writes, told, tries := controllertest.Writes(client, "update", "horizontalpodautoscalers/status")-before, len(controllertest.Events(rec)), c.w.setCount()-sets
 				limit := 30 * len(c.hpas)
 				if name == "changing words" {
 					told = 0 // the recorder of events bounds those that differ: 25, then one in five minutes
@@ -254,8 +265,8 @@ func TestConflict(t *testing.T) {
 		client, rec := start(t, w, autoscaler("web"))
 		time.Sleep(period + time.Second)
 		synctest.Wait()
-		if w.replicas != 10 || w.sets != 3 {
-			t.Errorf("%d replicas after %d attempts", w.replicas, w.sets)
+		if w.count() != 10 || w.setCount() != 3 {
+			t.Errorf("%d replicas after %d attempts", w.count(), w.setCount())
 		}
 		if e := controllertest.Events(rec); len(e) != 1 || !strings.Contains(e[0], "New size: 10; reason: Current number of replicas above Spec.MaxReplicas") {
 			t.Errorf("%q", e)
@@ -273,13 +284,13 @@ func TestAtRest(t *testing.T) {
 		client, rec := start(t, w, append(oldPods(2), autoscaler("web"))...)
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		reads, writes := w.reads, controllertest.Writes(client, "update", "horizontalpodautoscalers/status")
+		reads, writes := w.readCount(), controllertest.Writes(client, "update", "horizontalpodautoscalers/status")
 		for i := range 120 {
 			w.set(func() { w.use = map[string]int64{"web-0": 500 + int64(i%7), "web-1": 500} })
 			time.Sleep(period)
 		}
 		synctest.Wait()
-		if n := w.reads - reads; n < 119 || n > 121 {
+		if n := w.readCount() - reads; n < 119 || n > 121 {
 			t.Errorf("%d reads in half an hour", n)
 		}
 		if n := controllertest.Writes(client, "update", "horizontalpodautoscalers/status") - writes; n == 0 || n > 30 {

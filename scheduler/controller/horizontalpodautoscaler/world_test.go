@@ -123,9 +123,12 @@ func TestWorldOfAnAPI(t *testing.T) {
 		t.Fatalf("%+v of %s, %v", scale, of, err)
 	}
 	scale.Spec.Replicas = 5
-	if err := w.SetScale(ctx, "ns", of, scale); err != nil || api.replicas != 5 {
+	err = w.SetScale(ctx, "ns", of, scale)
+	api.mu.Lock()
+	if err != nil || api.replicas != 5 {
 		t.Errorf("%d replicas, %v", api.replicas, err)
 	}
+	api.mu.Unlock()
 	if _, _, err := w.Scale(ctx, "ns", autoscalingv2.CrossVersionObjectReference{Kind: "Widget", Name: "none", APIVersion: "example.com/v1"}); !apierrors.IsNotFound(err) {
 		t.Errorf("a target that is not: %v", err)
 	}
