@@ -125,7 +125,7 @@ func Run(ctx context.Context, cfg Config, in Intent) error {
 	notify := os.Getenv("NOTIFY_SOCKET")
 	os.Unsetenv("NOTIFY_SOCKET")
 	bridgeLogs(cfg.Logger)
-	if err := tuneRuntime(); err != nil {
+	if err := tuneRuntime(cfg.StateDir); err != nil {
 		cfg.Logger.Debug("the runtime stays as it is", "error", err)
 	}
 	n := &node{cfg: cfg, notify: notify, log: cfg.Logger.With("node", cfg.Name), started: time.Now(), leaving: make(chan struct{}), agentBreak: newBreaker(), agentUp: make(chan struct{})}

@@ -13,6 +13,7 @@ import (
 type pacer struct {
 	mu        sync.Mutex // guards the rest
 	now       int        // percent
+	start     int        // percent while the node starts
 	started   time.Time
 	calm      *time.Timer // nil: the process has not been busy yet
 	at        time.Time
@@ -30,7 +31,7 @@ const (
 	// calmAfter is for how long there must be no collection for the load to be over.
 	calmAfter = 10 * time.Second
 	// startFor is how long a node starts. Its garbage does not count as load: between it lies what stays, and the pages that they share
-	// never become free. So there is less room then.
+	// never become free.
 	startFor = 20 * time.Second
 )
 
@@ -77,7 +78,7 @@ func (p *pacer) next(now time.Time, live, allocated uint64) int {
 	p.at, p.allocated = now, allocated
 	switch {
 	case now.Sub(p.started) < startFor:
-		return startPercent
+		return p.start
 	case rate < busyRate:
 		return gcPercent
 	}

@@ -1,6 +1,9 @@
 package daemon
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -28,9 +31,35 @@ func TestPace(t *testing.T) {
 		"over the bound":    {gcPercent, time.Minute, 128, 50, gcPercent},
 		"least room counts": {gcPercent, time.Minute, 112, 50, 28},
 	} {
-		p := &pacer{now: c.now, started: start, at: start.Add(c.since)}
+		p := &pacer{now: c.now, start: startPercent, started: start, at: start.Add(c.since)}
 		if got := p.next(start.Add(c.since+time.Second), c.live<<20, c.allocated<<20); got != c.want {
 			t.Errorf("%s: %d %%, want %d", name, got, c.want)
 		}
+	}
+}
+
+// The holes of a file do not count.
+func TestStoreSize(t *testing.T) {
+	dir := t.TempDir()
+	if n := storeSize(dir); n != 0 {
+		t.Errorf("nothing takes %d bytes", n)
+	}
+	shard := filepath.Join(dir, "raft", "shard-2-replica-1")
+	if err := os.MkdirAll(shard, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(shard, "db.00000001"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write(make([]byte, 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(f.Truncate(64<<20), f.Sync()); err != nil {
+		t.Fatal(err)
+	}
+	if n := storeSize(dir); n < 1<<20 || n >= 2<<20 {
+		t.Errorf("a file of 1 MB and a hole takes %d bytes", n)
 	}
 }
