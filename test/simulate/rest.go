@@ -94,6 +94,11 @@ func (d *door) RoundTrip(r *http.Request) (*http.Response, error) {
 	if !sleep(ctx, between(200*time.Microsecond, 3*time.Millisecond, roll)) {
 		return nil, ctx.Err()
 	}
+	if r.Method != http.MethodGet {
+		d.s.mu.Lock()
+		d.s.tries[id]++
+		d.s.mu.Unlock()
+	}
 	if d.fault != nil {
 		if err := d.fault(r, false); err != nil {
 			return nil, err

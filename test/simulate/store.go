@@ -69,6 +69,8 @@ type store struct {
 	fence  uint64 // writes of leaders of lower terms are refused
 	writes map[string]int
 	noops  map[string]int
+	tries  map[string]int             // writing requests by method and path, refused ones too
+	admit  func(runtime.Object) error // may refuse what is created
 	// onCommit is called under the lock, after the commit.
 	onCommit []func(commit)
 	onEvict  func(*corev1.Pod) // under the lock, after an eviction was granted
@@ -76,7 +78,7 @@ type store struct {
 }
 
 func newStore(seed uint64) *store {
-	s := &store{rev: 1, kinds: allKinds(), tables: map[schema.GroupVersionResource]*table{}, writes: map[string]int{}, noops: map[string]int{}, seed: seed}
+	s := &store{rev: 1, kinds: allKinds(), tables: map[schema.GroupVersionResource]*table{}, writes: map[string]int{}, noops: map[string]int{}, tries: map[string]int{}, seed: seed}
 	for gvr, k := range s.kinds {
 		s.tables[gvr] = &table{kind: k, objs: map[key]*entry{}, wake: map[chan struct{}]bool{}}
 	}
@@ -160,6 +162,11 @@ func (s *store) create(k kind, obj runtime.Object, who string) (*entry, error) {
 		case ns.acc.GetDeletionTimestamp() != nil:
 			err := apierrors.NewForbidden(k.resource(), acc.GetName(), fmt.Errorf("unable to create new content in namespace %s because it is being terminated", acc.GetNamespace()))
 			err.ErrStatus.Details.Causes = append(err.ErrStatus.Details.Causes, metav1.StatusCause{Type: corev1.NamespaceTerminatingCause})
+			return nil, err
+		}
+	}
+	if s.admit != nil {
+		if err := s.admit(obj); err != nil {
 			return nil, err
 		}
 	}
