@@ -446,12 +446,19 @@ func (v *invariants) created(ref *metav1.OwnerReference, dep types.UID, pod *cor
 		if len(mine) > int(*set.Spec.Replicas) {
 			v.broken("ReplicaSet %s/%s has %d pods, wants %d", set.Namespace, set.Name, len(mine), *set.Spec.Replicas)
 		}
-		d, pods := v.deployment(pod.Namespace, dep)
+		d, _ := v.deployment(pod.Namespace, dep)
 		if d == nil || d.Spec.Strategy.RollingUpdate == nil || v.troubled(dep) {
 			return
 		}
-		if most := int(*d.Spec.Replicas) + scaled(d.Spec.Strategy.RollingUpdate.MaxSurge, *d.Spec.Replicas, true); len(pods) > most {
-			v.broken("Deployment %s/%s has %d pods, may have %d", d.Namespace, d.Name, len(pods), most)
+		// What its sets ask for counts, as upstream defines it: the pods follow a moment later.
+		asked := 0
+		for at, e := range v.s.tables[ownerGVR["ReplicaSet"]].objs {
+			if rs := e.obj.(*appsv1.ReplicaSet); at.ns == d.Namespace && v.sets[rs.UID] == dep {
+				asked += int(*rs.Spec.Replicas)
+			}
+		}
+		if most := int(*d.Spec.Replicas) + scaled(d.Spec.Strategy.RollingUpdate.MaxSurge, *d.Spec.Replicas, true); asked > most {
+			v.broken("Deployment %s/%s asks for %d pods, may ask for %d", d.Namespace, d.Name, asked, most)
 		}
 	case "StatefulSet":
 		set, ok := v.owner(ref.Kind, pod.Namespace, ref.Name, ref.UID).(*appsv1.StatefulSet)
