@@ -84,6 +84,7 @@ func (w *world) settle(l *load) error {
 	for _, n := range w.nodes {
 		if !n.spare {
 			if err := until(ctx, "readiness of "+n.name, n.ready); err != nil {
+				w.t.Log(n.autopsy())
 				return err
 			}
 		}
