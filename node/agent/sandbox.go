@@ -27,6 +27,10 @@ func (w *worker) createSandbox(ctx context.Context, pod *corev1.Pod, attempt uin
 		w.eventOnce(pod, "", corev1.EventTypeWarning, "NetworkNotReady", "network is not ready: "+why)
 		return &waitError{networkPoll, fmt.Errorf("network is not ready: %s", why)}
 	}
+	if err := devices(pod); err != nil {
+		w.eventOnce(pod, "", corev1.EventTypeWarning, "FailedPrepareDynamicResources", "Failed to prepare dynamic resources: "+err.Error())
+		return fmt.Errorf("prepare dynamic resources: %w", err)
+	}
 	if err := w.a.cgroups.Ensure(string(pod.UID), podLimits(pod)); err != nil {
 		w.eventOnce(pod, "", corev1.EventTypeWarning, "FailedCreatePodContainer", err.Error())
 		return err
@@ -55,6 +59,21 @@ func (w *worker) createSandbox(ctx context.Context, pod *corev1.Pod, attempt uin
 		return fmt.Errorf("run sandbox: %w", err)
 	}
 	return nil
+}
+
+// devices refuses a pod that claims some: this agent runs no drivers of dynamic resources, and a pod must not run without what it asked for.
+func devices(pod *corev1.Pod) error {
+	var claims []string
+	for _, c := range pod.Spec.ResourceClaims {
+		claims = append(claims, c.Name)
+	}
+	if x := pod.Status.ExtendedResourceClaimStatus; x != nil {
+		claims = append(claims, x.ResourceClaimName)
+	}
+	if len(claims) == 0 {
+		return nil
+	}
+	return fmt.Errorf("no DRA driver is registered on node %s; claims of the pod: %s", pod.Spec.NodeName, strings.Join(claims, ", "))
 }
 
 // setupVolumes makes the volumes or brings them up to date, and notes when that is due again.

@@ -560,6 +560,27 @@ func TestConfigMapComesLater(t *testing.T) {
 	})
 }
 
+// A pod does not run without the devices that it claims.
+func TestNoDevices(t *testing.T) {
+	inBubble(t, func(w *world) {
+		w.sleep(time.Second)
+		p := simplePod("a")
+		claim := "gpu-1"
+		p.Spec.ResourceClaims = []corev1.PodResourceClaim{{Name: "gpu", ResourceClaimName: &claim}}
+		w.create(p)
+		w.sleep(time.Hour)
+		if s := w.pod("a").Status; s.Phase != corev1.PodPending || len(s.ContainerStatuses) == 1 && s.ContainerStatuses[0].State.Waiting == nil {
+			t.Errorf("%+v", s)
+		}
+		if !w.rec.has("FailedPrepareDynamicResources") || !w.rec.has("claims of the pod: gpu") {
+			t.Errorf("events: %v", w.rec.all)
+		}
+		if n := len(w.rec.all); n > 65 { // at most one a minute, and those of the start
+			t.Errorf("%d events in an hour", n)
+		}
+	})
+}
+
 func TestStartFails(t *testing.T) {
 	inBubble(t, func(w *world) {
 		w.rt.Programs["c"] = fakecri.Program{StartErr: errors.New("exec: no such file")}
