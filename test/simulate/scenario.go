@@ -297,11 +297,15 @@ func (u *user) drain() {
 	var round func(left int)
 	round = func(left int) {
 		entries, _ := u.w.s.list(u.w.s.kinds[podsGVR], "")
-		slices.SortFunc(entries, func(a, b *entry) int { return compare(keyOf(a.acc).String(), keyOf(b.acc).String()) })
+		var at []key
 		for _, e := range entries {
 			if p := e.obj.(*corev1.Pod); p.Spec.NodeName == name && p.DeletionTimestamp == nil && ownerKind(p) != "DaemonSet" {
-				_ = u.w.s.evict(keyOf(p), "drain") // refused by a budget: later
+				at = append(at, keyOf(p))
 			}
+		}
+		slices.SortFunc(at, func(a, b key) int { return compare(a.String(), b.String()) })
+		for _, k := range at {
+			_ = u.w.s.evict(k, "drain") // refused by a budget: later
 		}
 		if left > 0 {
 			u.after(time.Second, func() { round(left - 1) })
