@@ -125,7 +125,9 @@ func (w *world) failover(t *testing.T) {
 		}
 		told := 0
 		for _, p := range l.Items {
-			if slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse }) {
+			if slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+				return c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse
+			}) {
 				told++
 			}
 		}
