@@ -321,6 +321,9 @@ func (p *planner) manage() {
 		}
 	}
 	for _, i := range p.pending(n) {
+		if len(p.out.create) == n {
+			break // those that wait are of higher indexes
+		}
 		c := creation{index: i, replace: p.delayed[i]}
 		if c.replace != nil {
 			a, b := failuresOf(c.replace)

@@ -2,6 +2,7 @@ package job
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -264,7 +265,7 @@ func FuzzIndexes(f *testing.F) {
 // and vanish at random, and in which the controller stops between any two of its
 // writes. Every success and every failure is counted exactly once.
 func TestRandomHistories(t *testing.T) {
-	for seed := range uint64(400) {
+	for seed := range uint64(2000) {
 		if err := play(seed); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
@@ -286,12 +287,18 @@ func play(seed uint64) error {
 	}
 	job := newJob(1+rnd.Int32N(4), 1+rnd.Int32N(8), edits...)
 	pods := map[types.UID]*corev1.Pod{}
+	// A seed is one history: no order of a map may have a part in it.
+	ordered := func() []types.UID {
+		uids := slices.Sorted(maps.Keys(pods))
+		rnd.Shuffle(len(uids), func(i, j int) { uids[i], uids[j] = uids[j], uids[i] })
+		return uids
+	}
 	now, id, won, lost := t0, 0, 0, 0
 	wonIndexes := map[int]bool{}
 	for round := range 3000 {
 		in := input{job: job, now: now}
-		for _, p := range pods {
-			in.pods = append(in.pods, p)
+		for _, uid := range ordered() {
+			in.pods = append(in.pods, pods[uid])
 		}
 		if finished(job) {
 			break
@@ -336,7 +343,8 @@ func play(seed uint64) error {
 			}
 		}
 		now = now.Add(time.Duration(rnd.IntN(20)) * time.Second)
-		for uid, p := range pods {
+		for _, uid := range ordered() {
+			p := pods[uid]
 			running := p.Status.Phase == corev1.PodPending || p.Status.Phase == corev1.PodRunning
 			switch n := rnd.IntN(20); {
 			case running && p.DeletionTimestamp == nil && n < 4:
