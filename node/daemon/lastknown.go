@@ -20,7 +20,7 @@ func (n *node) noteSeen() {
 	if !n.desired.Watched() {
 		return
 	}
-	if s, _, _ := n.api.get(); s != nil && n.shardsReady() || s == nil && len(n.replicas()) > 0 {
+	if s, _, _ := n.api.get(); s != nil && n.shardsReady() || s == nil && len(n.replicas()) > 0 && !n.front.Cut() {
 		n.desired.Saw(time.Now())
 	}
 }

@@ -319,7 +319,8 @@ func (w *world) replicaOf(t *testing.T, node string) string {
 func (w *world) streams(t *testing.T) {
 	const node = "n4"
 	s := w.newSession(t, node, "streams", nil)
-	s.run(t, []check{ok("k create -f box.yaml && k wait --for=condition=Ready pod/box --timeout=40s", "condition met")})
+	s.run(t, []check{ // On this node, which is not the one that will be killed.
+		ok("sed 's/^spec:/&\\n  nodeSelector: {kubernetes.io\\/hostname: "+node+"}/' box.yaml | k create -f - && k wait --for=condition=Ready pod/box --timeout=40s", "condition met")})
 	var all []*stream
 	open := func(name string, args ...string) {
 		x := &stream{name: name, ended: make(chan struct{})}

@@ -72,6 +72,10 @@ func (o *outage) explain(node, reason string, now time.Time) string {
 	return b.String()
 }
 
+// Cut says that the last connection that needed another node's replica reached none. Unlike gossip, which suspects
+// for a while before it tells, this is known at once.
+func (f *Front) Cut() bool { return f.outage.on.Load() }
+
 // alone answers where no node that serves can be reached, and ends the connection: the next one is decided anew.
 func (f *Front) alone(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Connection", "close") // HTTP/2: GOAWAY
