@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"io"
 	"sync"
@@ -165,27 +163,15 @@ func watch(ctx context.Context, k *kubernetes.Clientset, n int, o func(i int) me
 }
 
 func (w *watchers) count(body io.Reader) error {
-	r := bufio.NewReaderSize(body, 16<<10)
-	var size [4]byte
-	var buf []byte
-	for {
-		if _, err := io.ReadFull(r, size[:]); err != nil {
-			return err
-		}
-		n := int(binary.BigEndian.Uint32(size[:]))
-		if cap(buf) < n {
-			buf = make([]byte, n)
-		}
-		if _, err := io.ReadFull(r, buf[:n]); err != nil {
-			return err
-		}
-		w.bytes.Add(int64(n))
-		if bytes.Contains(buf[:n], []byte(metav1.InitialEventsAnnotationKey)) {
+	return peers.Frames(body, 16<<10, func(event []byte) error {
+		w.bytes.Add(int64(len(event)))
+		if bytes.Contains(event, []byte(metav1.InitialEventsAnnotationKey)) {
 			w.synced.Add(1)
-			continue
+			return nil
 		}
 		w.events.Add(1)
-	}
+		return nil
+	})
 }
 
 // await waits until f says yes.

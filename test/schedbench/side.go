@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -268,22 +266,9 @@ func (d *side) watch(ctx context.Context, labels string) (*bindings, error) {
 }
 
 func (b *bindings) count(body io.Reader) error {
-	r := bufio.NewReaderSize(body, 64<<10)
-	var size [4]byte
-	var buf []byte
-	for {
-		if _, err := io.ReadFull(r, size[:]); err != nil {
-			return err
-		}
-		n := int(binary.BigEndian.Uint32(size[:]))
-		if cap(buf) < n {
-			buf = make([]byte, n)
-		}
-		if _, err := io.ReadFull(r, buf[:n]); err != nil {
-			return err
-		}
+	return peers.Frames(body, 64<<10, func(event []byte) error {
 		var ev metav1.WatchEvent
-		if err := ev.Unmarshal(buf[:n]); err != nil {
+		if err := ev.Unmarshal(event); err != nil {
 			return err
 		}
 		if ev.Type == "ADDED" { // it has begun to match: it was bound
@@ -292,7 +277,8 @@ func (b *bindings) count(body io.Reader) error {
 			b.last.Store(&now)
 			b.n.Add(1)
 		}
-	}
+		return nil
+	})
 }
 
 // await waits until n pods are bound.
