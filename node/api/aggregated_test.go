@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apiserver/pkg/server/options"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -236,6 +237,32 @@ func checkHeadersNeedCertificate(t *testing.T, ext *extension, ns string) {
 			t.Errorf("certificate %s: %s, want %d", name, resp.Status, tc.want)
 		}
 	}
+}
+
+// An API server that takes everybody as anonymous, as upstream's do for a moment after a start, until they have read whom to believe, is not
+// available: its users would be forbidden everything.
+func TestAPIServiceThatKnowsNobodyIsUnavailable(t *testing.T) {
+	k := admin(t)
+	ns := namespace(t, k)
+	ext := startExtension(t, k, ns, func(o *options.DelegatingAuthenticationOptions) { o.SkipInClusterLookup = true })
+	service(t, k, ns, "bolts", ext.addr)
+	register(t, ns, func(s *apiregv1.APIServiceSpec) { s.CABundle = ext.ca })
+	eventually(t, func(ctx context.Context) error {
+		a, err := registrations(t).ApiregistrationV1().APIServices().Get(ctx, boltGV.Version+"."+boltGV.Group, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		for _, c := range a.Status.Conditions {
+			switch {
+			case c.Type != apiregv1.Available:
+			case c.Status == apiregv1.ConditionTrue:
+				t.Fatalf("it passes for available: %+v", c)
+			case c.Reason == "FailedDiscoveryCheck" && strings.Contains(c.Message, "403"):
+				return nil
+			}
+		}
+		return fmt.Errorf("conditions %+v, want that discovery is forbidden", a.Status.Conditions)
+	})
 }
 
 // An API server that cannot be reached costs its own group only, and comes back.

@@ -166,10 +166,7 @@ func TestTokensAreBound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	node, err := k.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "bound"}}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	node := makeNode(t, k, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "bound"}})
 	pod, err := k.CoreV1().Pods(ns).Create(ctx, simplePod("p"), metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)

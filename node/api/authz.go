@@ -3,7 +3,11 @@ package api
 import (
 	"context"
 	"fmt"
+	"strings"
 
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	genericoptions "k8s.io/apiserver/pkg/server/options"
 	authzconfig "k8s.io/kubernetes/pkg/kubeapiserver/authorizer"
 )
@@ -25,5 +29,26 @@ func (b *build) buildAuthorization(ctx context.Context) error {
 	if b.generic.Authorization.Authorizer, b.generic.RuleResolver, err = c.New(ctx, b.generic.APIServerID); err != nil {
 		return fmt.Errorf("authorization: %w", err)
 	}
+	b.generic.Authorization.Authorizer = openDiscovery(b.generic.Authorization.Authorizer)
 	return nil
+}
+
+// openDiscovery allows anonymous requests to discover groups at this server, if next has no opinion. A role that says so would speak for
+// aggregated API servers as well, which ask here who may what: one that has started a moment ago and does not know the front proxy yet takes
+// everybody as anonymous, and would pass for available when it answers discovery, while each request of a user is forbidden.
+func openDiscovery(next authorizer.Authorizer) authorizer.Authorizer {
+	return authorizer.AuthorizerFunc(func(ctx context.Context, a authorizer.Attributes) (authorizer.Decision, string, error) {
+		decision, reason, err := next.Authorize(ctx, a)
+		if decision != authorizer.DecisionNoOpinion || a.IsResourceRequest() || a.GetVerb() != "get" || !strings.HasPrefix(a.GetPath(), "/apis/") {
+			return decision, reason, err
+		}
+		if u := a.GetUser(); u == nil || u.GetName() != user.Anonymous {
+			return decision, reason, err
+		}
+		// A review is about a path, too, but it is not the request for that path.
+		if asked, ok := apirequest.RequestInfoFrom(ctx); !ok || asked.IsResourceRequest || asked.Path != a.GetPath() {
+			return decision, reason, err
+		}
+		return authorizer.DecisionAllow, "discovery is open", nil
+	})
 }

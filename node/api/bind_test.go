@@ -28,9 +28,7 @@ func TestBinderIsTheAPI(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	_, err = client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "bind-node", Labels: map[string]string{corev1.LabelTopologyZone: "z1"}}}, metav1.CreateOptions{})
-	must(err)
-	defer client.CoreV1().Nodes().Delete(context.Background(), "bind-node", metav1.DeleteOptions{})
+	makeNode(t, client, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "bind-node", Labels: map[string]string{corev1.LabelTopologyZone: "z1"}}})
 	var all []*corev1.Binding
 	add := func(name string, edit func(*corev1.Pod), change func(*corev1.Binding)) {
 		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace}, Spec: corev1.PodSpec{

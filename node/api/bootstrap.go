@@ -130,14 +130,15 @@ func (b *build) patient(name string, hook genericapiserver.PostStartHookFunc, ag
 }
 
 // discoveryRole lets anybody see what the API serves, and the public keys of ServiceAccount tokens: what authentication leaves open to
-// anonymous requests (openPaths), which upstream's policy gives to the authenticated and to ServiceAccounts.
+// anonymous requests (openPaths), which upstream's policy gives to the authenticated and to ServiceAccounts. What is below /apis is not in
+// it: see openDiscovery.
 const discoveryRole = "skein:public-discovery"
 
 func roles() []rbacv1.ClusterRole {
 	return []rbacv1.ClusterRole{{
 		ObjectMeta: metav1.ObjectMeta{Name: discoveryRole, Labels: map[string]string{"kubernetes.io/bootstrapping": "rbac-defaults"}},
 		Rules: []rbacv1.PolicyRule{{Verbs: []string{"get"},
-			NonResourceURLs: []string{"/api", "/api/*", "/apis", "/apis/*", serviceaccount.OpenIDConfigPath, serviceaccount.JWKSPath}}},
+			NonResourceURLs: []string{"/api", "/api/*", "/apis", serviceaccount.OpenIDConfigPath, serviceaccount.JWKSPath}}},
 	}, metricsReader(), whoMayAsk()}
 }
 

@@ -38,8 +38,7 @@ func devices(t *testing.T, k kubernetes.Interface) (extended string) {
 			t.Fatal(err)
 		}
 	}
-	must(k.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{}))
-	t.Cleanup(func() { _ = k.CoreV1().Nodes().Delete(ctx, node.Name, metav1.DeleteOptions{}) })
+	makeNode(t, k, node)
 	must(k.ResourceV1().DeviceClasses().Create(ctx, class, metav1.CreateOptions{}))
 	t.Cleanup(func() { _ = k.ResourceV1().DeviceClasses().Delete(ctx, class.Name, metav1.DeleteOptions{}) })
 	must(k.ResourceV1().ResourceSlices().Create(ctx, slice, metav1.CreateOptions{}))

@@ -197,7 +197,7 @@ type extension struct {
 }
 
 // startExtension runs an extension API server in the name of a ServiceAccount of namespace ns.
-func startExtension(t *testing.T, k kubernetes.Interface, ns string) *extension {
+func startExtension(t *testing.T, k kubernetes.Interface, ns string, change ...func(*options.DelegatingAuthenticationOptions)) *extension {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	internal := schema.GroupVersion{Group: boltGV.Group, Version: runtime.APIVersionInternal}
@@ -250,6 +250,9 @@ func startExtension(t *testing.T, k kubernetes.Interface, ns string) *extension 
 	authn, authz := options.NewDelegatingAuthenticationOptions(), options.NewDelegatingAuthorizationOptions()
 	authn.RemoteKubeConfigFile, authz.RemoteKubeConfigFile = file, file
 	authz.WithAlwaysAllowPaths("/livez", "/healthz")
+	for _, f := range change {
+		f(authn)
+	}
 	if err := authn.ApplyTo(&c.Authentication, c.SecureServing, c.OpenAPIConfig); err != nil {
 		t.Fatal(err)
 	}

@@ -24,6 +24,7 @@ import (
 	etcdclient "go.etcd.io/etcd/client/v3/kubernetes"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
@@ -296,6 +297,21 @@ func namespace(t *testing.T, k kubernetes.Interface) string {
 		t.Fatal(err)
 	}
 	return ns.Name
+}
+
+// makeNode makes a Node with k, and removes it when the test ends: to others that place pods, it would be one more.
+func makeNode(t *testing.T, k kubernetes.Interface, node *corev1.Node) *corev1.Node {
+	t.Helper()
+	node, err := k.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := admin(t).CoreV1().Nodes().Delete(context.Background(), node.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+			t.Error(err)
+		}
+	})
+	return node
 }
 
 // eventually repeats f until it gives no error.

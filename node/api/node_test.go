@@ -26,14 +26,7 @@ import (
 func joined(t *testing.T, name string) kubernetes.Interface {
 	t.Helper()
 	k := client(t, cluster.as(cluster.servers[0], "system:node:"+name, "system:nodes"))
-	if _, err := k.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := admin(t).CoreV1().Nodes().Delete(context.Background(), name, metav1.DeleteOptions{}); err != nil {
-			t.Error(err)
-		}
-	})
+	makeNode(t, k, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}})
 	return k
 }
 

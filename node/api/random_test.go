@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -14,10 +15,14 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer/cbor/direct"
 	wire "k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes/scheme"
 	restclient "k8s.io/client-go/rest"
 )
@@ -39,6 +44,17 @@ func TestRandomRequests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	before := clusterWide(t, lists)
+	t.Cleanup(func() {
+		eventually(t, func(ctx context.Context) (err error) { // a webhook among them may hold the others
+			for uid, o := range clusterWide(t, lists) {
+				if before[uid] == (clusterObject{}) {
+					err = fmt.Errorf("%s is left: %v", o.name, o.remove(ctx))
+				}
+			}
+			return err
+		})
+	})
 	for _, l := range lists {
 		for _, r := range l.APIResources {
 			if r.Name != "namespaces" && r.Name != "customresourcedefinitions" && r.Name != "apiservices" { // would take others' away
@@ -74,6 +90,51 @@ func TestRandomRequests(t *testing.T) {
 	if codes[200]+codes[201] == 0 || codes[400] == 0 || codes[422] == 0 {
 		t.Errorf("the requests are all alike: %v", codes)
 	}
+}
+
+// clusterObject is an object of no namespace.
+type clusterObject struct {
+	api  dynamic.ResourceInterface
+	name string
+}
+
+// clusterWide lists them, but addresses, which go with Services. What is good among random requests makes nodes and webhooks like any other,
+// and those are there for all tests that follow.
+func clusterWide(t *testing.T, lists []*metav1.APIResourceList) map[types.UID]clusterObject {
+	t.Helper()
+	all := map[types.UID]clusterObject{}
+	dyn, err := dynamic.NewForConfig(cluster.as(cluster.servers[0], "admin", "system:masters"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range lists {
+		for _, r := range l.APIResources {
+			if r.Namespaced || r.Name == "ipaddresses" || !slices.Contains(r.Verbs, "list") || !slices.Contains(r.Verbs, "delete") {
+				continue
+			}
+			gv, err := schema.ParseGroupVersion(l.GroupVersion)
+			if err != nil {
+				t.Fatal(err)
+			}
+			api := dyn.Resource(gv.WithResource(r.Name))
+			have, err := api.List(context.Background(), metav1.ListOptions{})
+			if err != nil {
+				t.Fatalf("%s: %v", r.Name, err)
+			}
+			for _, o := range have.Items {
+				all[o.GetUID()] = clusterObject{api, o.GetName()}
+			}
+		}
+	}
+	return all
+}
+
+func (o clusterObject) remove(ctx context.Context) error {
+	if err := o.api.Delete(ctx, o.name, metav1.DeleteOptions{}); err != nil {
+		return err
+	}
+	_, err := o.api.Patch(ctx, o.name, types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
+	return err
 }
 
 // upstreams500 are words of refusals that say what is wrong with a request, and to which upstream gives the code 500. So does Skein: clients

@@ -47,8 +47,7 @@ func TestRawListsAreUpstreams(t *testing.T) {
 		must(k.DiscoveryV1().EndpointSlices(ns).Create(ctx, &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: discoveryv1.AddressTypeIPv4,
 			Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}}}}, metav1.CreateOptions{}))
 	}
-	must(k.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{}))
-	defer func() { _ = k.CoreV1().Nodes().Delete(ctx, ns, metav1.DeleteOptions{}) }()
+	makeNode(t, k, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: ns}})
 	storeOld(t, ns, "o1", "o9")
 	for _, c := range []struct {
 		client func(*kubernetes.Clientset) restclient.Interface
