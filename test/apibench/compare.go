@@ -166,8 +166,8 @@ func (b *comparison) create(ctx context.Context, n int) ([]cost, error) {
 }
 
 func (b *comparison) fill(ctx context.Context) error {
-	if !b.wants("idle") { // both have just started
-		if err := pause(ctx, 10*time.Second); err != nil {
+	if !b.wants("idle") { // both have just started, and Skein collects as one that starts for 20 s
+		if err := pause(ctx, 25*time.Second); err != nil {
 			return err
 		}
 	}
@@ -204,12 +204,15 @@ func (b *comparison) requests(ctx context.Context) error {
 	return nil
 }
 
-// profile takes a profile of Skein's CPU until the function that it returns is called, at most for a minute.
+// profile takes a profile of Skein's CPU, and one of what it allocates, and returns what waits for them.
 func (b *comparison) profile(name string) (end func()) {
 	if b.profiles == "" {
 		return func() {}
 	}
-	return fetchProfile(b.sides[0].Config, fmt.Sprint("/debug/pprof/profile?seconds=", b.seconds), filepath.Join(b.profiles, strings.NewReplacer(" ", "-", ",", "").Replace(name)+".pprof"))
+	file := filepath.Join(b.profiles, strings.NewReplacer(" ", "-", ",", "").Replace(name))
+	cpu := fetchProfile(b.sides[0].Config, fmt.Sprint("/debug/pprof/profile?seconds=", b.seconds), file+".pprof")
+	allocs := fetchProfile(b.sides[0].Config, fmt.Sprint("/debug/pprof/allocs?seconds=", b.seconds), file+".allocs.pprof")
+	return func() { cpu(); allocs() }
 }
 
 func fetchProfile(cfg *rest.Config, what, file string) (wait func()) {

@@ -182,6 +182,14 @@ func (b builder) endpoint(path string) (*endpoint, error) {
 	}
 	e.createScope = e.scope
 	e.createScope.Creater = deepCreater{scheme}
+	if example, err := scheme.New(kind); err == nil && sub == "status" && hasLeanStatus(example) {
+		lean := e.scope
+		if lean.FieldManager, err = managedfields.NewDefaultFieldManager(statusTypes{b.types}, e.scope.UnsafeConvertor, e.scope.Defaulter, e.scope.Creater,
+			kind, e.scope.HubGroupVersion, sub, reset); err != nil {
+			return nil, fmt.Errorf("field manager: %w", err)
+		}
+		e.statusScope = &lean
+	}
 	if o, err := scheme.New(kind); err == nil {
 		o.GetObjectKind().SetGroupVersionKind(kind)
 		major, minor, err := deprecation.MajorMinor(versioninfo.Get())

@@ -46,6 +46,8 @@ type endpoint struct {
 	scope handlers.RequestScope
 	// createScope is scope, for creates.
 	createScope handlers.RequestScope
+	// statusScope is scope, for writes of a status that can be done with less work; nil: scope.
+	statusScope *handlers.RequestScope
 	storage     rest.Storage
 	path        string // "pods/log"
 	namespaced  bool
@@ -147,11 +149,15 @@ func (rt *Router) handler(e *endpoint, info *apirequest.RequestInfo, r *http.Req
 		}
 	case "update":
 		if u, ok := e.storage.(rest.Updater); ok && named {
-			return handlers.UpdateResource(deepUpdater{u}, &e.scope, rt.admit)
+			scope := &e.scope
+			if e.statusScope != nil {
+				scope = e.statusScope
+			}
+			return handlers.UpdateResource(deepUpdater{u}, scope, rt.admit)
 		}
 	case "patch":
 		if p, ok := e.storage.(rest.Patcher); ok && named {
-			return handlers.PatchResource(deepPatcher{p}, &e.scope, rt.admit, patchTypes())
+			return handlers.PatchResource(deepPatcher{p}, e.patchScope(r), rt.admit, patchTypes())
 		}
 	case "delete":
 		if d, ok := e.storage.(rest.GracefulDeleter); ok && named {
