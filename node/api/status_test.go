@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 
@@ -45,6 +46,9 @@ func TestStatusPatchesAreUpstreams(t *testing.T) {
 		for i := range p.ManagedFields {
 			p.ManagedFields[i].Time = nil
 		}
+		slices.SortFunc(p.ManagedFields, func(a, b metav1.ManagedFieldsEntry) int { // their order is that of their times
+			return strings.Compare(a.Manager+a.Subresource, b.Manager+b.Subresource)
+		})
 		return p
 	}
 	before, err := k.CoreV1().Pods(ns).Get(ctx, twins[0], metav1.GetOptions{})
