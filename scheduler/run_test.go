@@ -78,6 +78,11 @@ func TestDeploymentSurvivesTheLossOfANode(t *testing.T) {
 		settle(2 * time.Second)
 		if got := perNode(); got != "map[a:3 c:3]" {
 			t.Errorf("after the grace: %s", got)
+			for _, a := range client.Actions() {
+				if a.GetResource().Resource == "pods" && a.GetVerb() != "list" && a.GetVerb() != "watch" {
+					t.Logf("%+v", a)
+				}
+			}
 		}
 		cancel()
 		if err := <-done; err != nil {

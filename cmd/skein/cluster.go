@@ -23,19 +23,26 @@ type output struct {
 	Output string `short:"o" help:"Format: table, json or yaml." enum:"table,json,yaml" default:"table"`
 }
 
-// print writes v as -o asks; the table by the function given.
-func (o output) print(v any, table func(w io.Writer)) error {
-	switch o.Output {
+// encode writes v if the format is one for programs.
+func encode(out io.Writer, format string, v any) (written bool, err error) {
+	switch format {
 	case "json":
-		e := json.NewEncoder(os.Stdout)
+		e := json.NewEncoder(out)
 		e.SetIndent("", "  ")
-		return e.Encode(v)
+		return true, e.Encode(v)
 	case "yaml":
 		b, err := yaml.Marshal(v)
-		if err != nil {
-			return err
+		if err == nil {
+			_, err = out.Write(b)
 		}
-		_, err = os.Stdout.Write(b)
+		return true, err
+	}
+	return false, nil
+}
+
+// print writes v as -o asks; the table by the function given.
+func (o output) print(v any, table func(w io.Writer)) error {
+	if written, err := encode(os.Stdout, o.Output, v); written {
 		return err
 	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)

@@ -13,7 +13,6 @@ import (
 	cmdutil "k8s.io/kubectl/pkg/cmd/util"
 	"k8s.io/kubectl/pkg/util/i18n"
 	"k8s.io/kubectl/pkg/util/templates"
-	"sigs.k8s.io/yaml"
 
 	"skein.io/skein/node/client"
 )
@@ -64,17 +63,7 @@ func runWhy(cmd *cobra.Command, f cmdutil.Factory, out io.Writer, pod, format st
 	if err := json.Unmarshal(raw, &w); err != nil {
 		return fmt.Errorf("unreadable answer: %w", err)
 	}
-	switch format {
-	case "json":
-		e := json.NewEncoder(out)
-		e.SetIndent("", "  ")
-		return e.Encode(w)
-	case "yaml":
-		b, err := yaml.Marshal(w)
-		if err != nil {
-			return err
-		}
-		_, err = out.Write(b)
+	if written, err := encode(out, format, w); written {
 		return err
 	}
 	return printWhy(out, &w, time.Now(), all)

@@ -201,11 +201,7 @@ func (n *node) nodeHandler() http.Handler {
 	mux.HandleFunc("GET "+votersPath, n.serveVoters)
 	mux.HandleFunc("GET "+whyPath, n.serveWhy)
 	mux.HandleFunc("POST "+replicaPath, func(w http.ResponseWriter, r *http.Request) {
-		from, err := peerID(r)
-		if err == nil {
-			err = n.host.Heeds(from)
-		}
-		if err != nil {
+		if err := n.heeds(r); err != nil {
 			writeRefusal(w, refusal(http.StatusForbidden, "only the leader of this cluster may give orders: %v", err))
 			return
 		}
@@ -224,6 +220,15 @@ func (n *node) nodeHandler() http.Handler {
 		w.WriteHeader(http.StatusOK)
 	})
 	return mux
+}
+
+// heeds says why this node does not listen to the node that makes a request, if it does not.
+func (n *node) heeds(r *http.Request) error {
+	from, err := peerID(r)
+	if err != nil {
+		return err
+	}
+	return n.host.Heeds(from)
 }
 
 // peerID is the store's name (NodeHostID) of the node that makes a request, as its certificate proves it.

@@ -77,11 +77,7 @@ func (n *node) askWhy(ctx context.Context, m membership.Member, namespace, pod s
 
 // serveWhy answers replicas; they have asked whether the user may know.
 func (n *node) serveWhy(w http.ResponseWriter, r *http.Request) {
-	from, err := peerID(r)
-	if err == nil {
-		err = n.host.Heeds(from)
-	}
-	if err != nil {
+	if err := n.heeds(r); err != nil {
 		writeRefusal(w, refusal(http.StatusForbidden, "only nodes with a replica may ask: %v", err))
 		return
 	}

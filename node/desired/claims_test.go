@@ -8,10 +8,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
-	ktesting "k8s.io/client-go/testing"
 )
 
 func claiming(p *corev1.Pod, claim string) *corev1.Pod {
@@ -64,10 +62,7 @@ func TestClaimsOfPodsAreKnownAfterAReboot(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	down := fake.NewClientset()
-	down.PrependReactor("*", "*", func(ktesting.Action) (bool, runtime.Object, error) {
-		return true, nil, errors.New("connection refused")
-	})
+	down := unreachable()
 	s = mustOpen(t, path)
 	stop = run(t, s, down)
 	if _, err := s.Claim("default", "c"); err != nil {

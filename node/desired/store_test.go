@@ -50,6 +50,15 @@ func await(t *testing.T, s *Store, what string, cond func() bool) {
 // testKey seals the files of all tests.
 var testKey = bytes.Repeat([]byte{7}, KeySize)
 
+// unreachable is an API that answers nothing.
+func unreachable() *fake.Clientset {
+	c := fake.NewClientset()
+	c.PrependReactor("*", "*", func(ktesting.Action) (bool, runtime.Object, error) {
+		return true, nil, errors.New("connection refused")
+	})
+	return c
+}
+
 func mustOpen(t *testing.T, path string) *Store {
 	t.Helper()
 	s, err := Open(path, testKey, nil)
@@ -99,10 +108,7 @@ func TestRebootWithoutAPI(t *testing.T) {
 	}
 
 	// The API is gone: every list and watch fails.
-	down := fake.NewClientset()
-	down.PrependReactor("*", "*", func(ktesting.Action) (bool, runtime.Object, error) {
-		return true, nil, errors.New("connection refused")
-	})
+	down := unreachable()
 	s = mustOpen(t, path)
 	defer s.Close()
 	attempts := func() int { return len(down.Actions()) }

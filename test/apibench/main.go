@@ -7,13 +7,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
-	"path/filepath"
-	"syscall"
+
+	"skein.io/skein/test/peers"
 )
 
 type config struct {
@@ -26,43 +24,20 @@ type config struct {
 
 func main() {
 	var c config
-	bin := func(name string) string { return filepath.Join("bin", name) }
-	flag.StringVar(&c.skein, "skein", bin("skein"), "Skein")
-	flag.StringVar(&c.apiserver, "kube-apiserver", bin("kube-apiserver"), "upstream's API server; none: Skein alone")
-	flag.StringVar(&c.etcd, "etcd", bin("etcd"), "upstream's etcd")
-	flag.StringVar(&c.dir, "dir", "", "where to keep data while it runs; default a temporary directory")
-	flag.StringVar(&c.out, "o", "", "file for the report")
-	flag.StringVar(&c.profiles, "profiles", "", "directory for profiles of Skein's CPU, one an operation")
+	peers.Options{Skein: &c.skein, APIServer: &c.apiserver, Etcd: &c.etcd, Dir: &c.dir, Out: &c.out, Profiles: &c.profiles, Profiled: "an operation"}.Flags()
 	flag.IntVar(&c.seconds, "seconds", 8, "how long a profile takes")
 	flag.IntVar(&c.pods, "pods", 10000, "pods to fill the stores with")
 	flag.BoolVar(&c.fast, "fast", false, "Skein alone, a few pods, and fail on memory and on the cost of watches that are not concerned")
 	flag.StringVar(&c.only, "only", "", "only these parts: idle,requests,watches,informers,start,thin")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := bench(ctx, c); err != nil {
-		fmt.Fprintln(os.Stderr, "apibench:", err)
-		os.Exit(1)
-	}
+	peers.Main("apibench", func(ctx context.Context) error { return bench(ctx, c) })
 }
 
 func bench(ctx context.Context, c config) (err error) {
-	if os.Geteuid() != 0 {
-		return errors.New("namespaces and cgroups need root")
+	remove, err := peers.Ready("apibench", &c.dir, &c.skein, &c.apiserver, &c.etcd)
+	if err != nil {
+		return err
 	}
-	if c.dir == "" {
-		if c.dir, err = os.MkdirTemp("", "apibench-"); err != nil {
-			return err
-		}
-		defer os.RemoveAll(c.dir)
-	}
-	for _, p := range []*string{&c.skein, &c.apiserver, &c.etcd} {
-		if *p != "" {
-			if *p, err = filepath.Abs(*p); err != nil {
-				return err
-			}
-		}
-	}
+	defer remove()
 	b := &comparison{config: c, r: &report{}}
 	if err := b.start(ctx); err != nil {
 		return err

@@ -11,9 +11,8 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
-	"path/filepath"
-	"syscall"
+
+	"skein.io/skein/test/peers"
 )
 
 type config struct {
@@ -28,14 +27,8 @@ type config struct {
 
 func main() {
 	var c config
-	bin := func(name string) string { return filepath.Join("bin", name) }
-	flag.StringVar(&c.skein, "skein", bin("skein"), "Skein")
-	flag.StringVar(&c.apiserver, "kube-apiserver", bin("kube-apiserver"), "upstream's API server; none: Skein alone")
-	flag.StringVar(&c.etcd, "etcd", bin("etcd"), "upstream's etcd")
-	flag.StringVar(&c.scheduler, "kube-scheduler", bin("kube-scheduler"), "upstream's scheduler")
-	flag.StringVar(&c.dir, "dir", "", "where to keep data while it runs; default a temporary directory")
-	flag.StringVar(&c.out, "o", "", "file for the report")
-	flag.StringVar(&c.profiles, "profiles", "", "directory for profiles of Skein's CPU, one a workload")
+	peers.Options{Skein: &c.skein, APIServer: &c.apiserver, Etcd: &c.etcd, Dir: &c.dir, Out: &c.out, Profiles: &c.profiles, Profiled: "a workload"}.Flags()
+	peers.Program(&c.scheduler, "kube-scheduler", "upstream's scheduler")
 	flag.StringVar(&c.only, "only", "", "only these parts: the workloads "+names()+", and api,latency,memory")
 	flag.IntVar(&c.small, "small", 500, "nodes of the first half of the run")
 	flag.IntVar(&c.large, "large", 5000, "nodes of the second half; 0: no second half")
@@ -43,35 +36,18 @@ func main() {
 	flag.IntVar(&c.rounds, "rounds", 2, "turns of each side")
 	flag.IntVar(&c.crowd, "crowd", 30000, "pods for the measure of memory")
 	flag.BoolVar(&c.fast, "fast", false, "Skein alone on few nodes, and fail if it is slow")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := bench(ctx, c); err != nil {
-		fmt.Fprintln(os.Stderr, "schedbench:", err)
-		os.Exit(1)
-	}
+	peers.Main("schedbench", func(ctx context.Context) error { return bench(ctx, c) })
 }
 
 func bench(ctx context.Context, c config) (err error) {
-	if os.Geteuid() != 0 {
-		return errors.New("namespaces and cgroups need root")
-	}
 	if c.fast {
 		c.apiserver, c.large, c.rounds, c.small, c.pods = "", 0, 1, 200, 600
 	}
-	if c.dir == "" {
-		if c.dir, err = os.MkdirTemp("", "schedbench-"); err != nil {
-			return err
-		}
-		defer os.RemoveAll(c.dir)
+	remove, err := peers.Ready("schedbench", &c.dir, &c.skein, &c.apiserver, &c.etcd, &c.scheduler)
+	if err != nil {
+		return err
 	}
-	for _, p := range []*string{&c.skein, &c.apiserver, &c.etcd, &c.scheduler} {
-		if *p != "" {
-			if *p, err = filepath.Abs(*p); err != nil {
-				return err
-			}
-		}
-	}
+	defer remove()
 	r := &run{config: c, r: &report{}}
 	if err := r.start(ctx); err != nil {
 		return err

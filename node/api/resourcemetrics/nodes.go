@@ -11,29 +11,21 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/metrics/pkg/apis/metrics"
 
 	"skein.io/skein/node/agent/usage"
 )
 
 // nodes is the storage of NodeMetrics.
-type nodes struct{ *collector }
+type nodes struct {
+	*collector
+	kind
+}
 
-var (
-	_ rest.Scoper               = (*nodes)(nil)
-	_ rest.Lister               = (*nodes)(nil)
-	_ rest.Getter               = (*nodes)(nil)
-	_ rest.KindProvider         = (*nodes)(nil)
-	_ rest.SingularNameProvider = (*nodes)(nil)
-)
-
-func (*nodes) New() runtime.Object     { return &metrics.NodeMetrics{} }
-func (*nodes) NewList() runtime.Object { return &metrics.NodeMetricsList{} }
-func (*nodes) Destroy()                {}
-func (*nodes) NamespaceScoped() bool   { return false }
-func (*nodes) Kind() string            { return "NodeMetrics" }
-func (*nodes) GetSingularName() string { return "" }
+func newNodes(c *collector) *nodes {
+	return &nodes{c, kind{name: "NodeMetrics",
+		one: func() runtime.Object { return &metrics.NodeMetrics{} }, list: func() runtime.Object { return &metrics.NodeMetricsList{} }}}
+}
 
 // List implements rest.Lister.
 func (s *nodes) List(ctx context.Context, opts *metainternalversion.ListOptions) (runtime.Object, error) {

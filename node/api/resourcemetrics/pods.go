@@ -14,7 +14,6 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	genericapirequest "k8s.io/apiserver/pkg/endpoints/request"
-	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/metrics/pkg/apis/metrics"
 	metricsv1beta1 "k8s.io/metrics/pkg/apis/metrics/v1beta1"
 
@@ -22,22 +21,15 @@ import (
 )
 
 // pods is the storage of PodMetrics.
-type pods struct{ *collector }
+type pods struct {
+	*collector
+	kind
+}
 
-var (
-	_ rest.Scoper               = (*pods)(nil)
-	_ rest.Lister               = (*pods)(nil)
-	_ rest.Getter               = (*pods)(nil)
-	_ rest.KindProvider         = (*pods)(nil)
-	_ rest.SingularNameProvider = (*pods)(nil)
-)
-
-func (*pods) New() runtime.Object     { return &metrics.PodMetrics{} }
-func (*pods) NewList() runtime.Object { return &metrics.PodMetricsList{} }
-func (*pods) Destroy()                {}
-func (*pods) NamespaceScoped() bool   { return true }
-func (*pods) Kind() string            { return "PodMetrics" }
-func (*pods) GetSingularName() string { return "" }
+func newPods(c *collector) *pods {
+	return &pods{c, kind{name: "PodMetrics", namespaced: true,
+		one: func() runtime.Object { return &metrics.PodMetrics{} }, list: func() runtime.Object { return &metrics.PodMetricsList{} }}}
+}
 
 // List implements rest.Lister. For one namespace only the nodes are asked on which pods are that the selectors match: that of an autoscaler must not cost a
 // question to every node of a large cluster.

@@ -75,9 +75,34 @@ func Group(cfg Config) genericapiserver.APIGroupInfo {
 	}
 	info := genericapiserver.NewDefaultAPIGroupInfo(metrics.GroupName, scheme, metav1.ParameterCodec, codecs)
 	c := &collector{cfg: cfg, answers: map[string]*answer{}}
-	info.VersionedResourcesStorageMap[GroupVersion.Version] = map[string]rest.Storage{"nodes": &nodes{c}, "pods": &pods{c}}
+	info.VersionedResourcesStorageMap[GroupVersion.Version] = map[string]rest.Storage{"nodes": newNodes(c), "pods": newPods(c)}
 	return info
 }
+
+// kind is what the API asks of a storage about the kind that it serves.
+type kind struct {
+	name       string
+	namespaced bool
+	one, list  func() runtime.Object
+}
+
+func (k *kind) New() runtime.Object     { return k.one() }
+func (k *kind) NewList() runtime.Object { return k.list() }
+func (k *kind) Destroy()                {}
+func (k *kind) NamespaceScoped() bool   { return k.namespaced }
+func (k *kind) Kind() string            { return k.name }
+func (k *kind) GetSingularName() string { return "" }
+
+// storage is all that the API may ask of one.
+type storage interface {
+	rest.Scoper
+	rest.Lister
+	rest.Getter
+	rest.KindProvider
+	rest.SingularNameProvider
+}
+
+var _, _ storage = (*nodes)(nil), (*pods)(nil)
 
 // collector asks agents.
 type collector struct {
