@@ -176,7 +176,7 @@ func (b *comparison) fill(ctx context.Context) error {
 	}
 	n := b.pods - b.made
 	if b.wants("watches") {
-		n -= watchPods // so that what is measured with all pods is with so many
+		n -= eventPods // so that what is measured with all pods is with so many
 	}
 	if n <= 0 { // few pods: what the watches make is enough
 		return nil
@@ -266,81 +266,19 @@ func revision(ctx context.Context, k *kubernetes.Clientset) (string, error) {
 	return l.ResourceVersion, nil
 }
 
-// watchPods are created while watches are measured.
-const watchPods = 2000
+// eventPods are created while the cost of an event is measured.
+const eventPods = 1500
 
 // watches measures what an event costs for a watch that gets it, and what watches cost a write that does not concern them.
 func (b *comparison) watches(ctx context.Context) error {
 	// An event costs a hundredth of a create, so of few watches it would be lost in the difference between two creates.
-	const few, many, n = 200, 1000, watchPods / 4
+	const few, n = 200, eventPods / 3
 	plain, err := b.create(ctx, n)
 	if err != nil {
 		return err
 	}
-	with := func(k int, node func(int) string, gets bool) ([]cost, error) {
-		var ws []*watchers
-		defer func() {
-			for _, w := range ws {
-				w.stop()
-			}
-		}()
-		for _, s := range b.sides {
-			kc, err := s.Client(protobuf)
-			if err != nil {
-				return nil, err
-			}
-			rv, err := revision(ctx, kc)
-			if err != nil {
-				return nil, err
-			}
-			ws = append(ws, watch(ctx, kc, k, func(i int) metav1.ListOptions {
-				return metav1.ListOptions{ResourceVersion: rv, FieldSelector: node(i)}
-			}))
-		}
-		if err := pause(ctx, 3*time.Second); err != nil {
-			return nil, err
-		}
-		before := make([]time.Duration, len(b.sides))
-		for i, s := range b.sides {
-			before[i], _ = cputime.Of(s.Pids()) // an error shows below
-		}
-		costs, err := b.create(ctx, n)
-		if err != nil {
-			return nil, err
-		}
-		for i, s := range b.sides {
-			if gets {
-				if err := ws[i].await(s.Name, time.Minute, func() bool { return ws[i].events.Load() >= int64(k*n) }); err != nil {
-					return nil, err
-				}
-				if got := ws[i].events.Load(); got != int64(k*n) {
-					return nil, fmt.Errorf("%s: %d events, want %d", s.Name, got, k*n)
-				}
-			}
-		}
-		if err := pause(ctx, time.Second); err != nil {
-			return nil, err
-		}
-		for i, s := range b.sides {
-			now, err := cputime.Of(s.Pids())
-			if err != nil {
-				return nil, err
-			}
-			costs[i].cpu = now - before[i] // what came after the last answer, too
-			if w := ws[i]; w.ended.Load() > 0 {
-				return nil, fmt.Errorf("%s: %d watches were ended: %w", s.Name, w.ended.Load(), *w.err.Load())
-			}
-		}
-		return costs, nil
-	}
 	end := b.profile("watch")
-	all, err := with(few, func(int) string { return "" }, true)
-	end()
-	if err != nil {
-		return err
-	}
-	end = b.profile("watch-nodes")
-	nodes, err := with(many, func(i int) string { return fmt.Sprintf("spec.nodeName=n%d", i) }, false)
+	all, err := b.watched(ctx, few, n)
 	end()
 	if err != nil {
 		return err
@@ -352,15 +290,81 @@ func (b *comparison) watches(ctx context.Context) error {
 	for i, s := range b.sides {
 		base := plain[i]
 		base.add(again[i])
-		b.r.cost("watch event", s, cost{n: few * n, cpu: max(0, all[i].cpu-time.Duration(base.each()*n)*time.Microsecond)})
-		b.r.put("create with 1,000 watches of other nodes, us", s, nodes[i].each())
-		b.r.put("create without, us", s, base.each())
-		b.r.put(overhead, s, 100*(nodes[i].each()/base.each()-1))
+		b.r.cost("watch event", s, cost{n: few * n, cpu: max(0, all[i]-time.Duration(base.each()*n)*time.Microsecond)})
+	}
+	return b.byNode(ctx)
+}
+
+// open opens k watches on each side, of the nodes that node names.
+func (b *comparison) open(ctx context.Context, k int, node func(int) string) (ws []*watchers, stop func(), err error) {
+	stop = func() {
+		for _, w := range ws {
+			w.stop()
+		}
+	}
+	for _, s := range b.sides {
+		kc, err := s.Client(protobuf)
+		if err == nil {
+			var rv string
+			if rv, err = revision(ctx, kc); err == nil {
+				ws = append(ws, watch(ctx, kc, k, func(i int) metav1.ListOptions {
+					return metav1.ListOptions{ResourceVersion: rv, FieldSelector: node(i)}
+				}))
+			}
+		}
+		if err != nil {
+			stop()
+			return nil, nil, err
+		}
+	}
+	return ws, stop, pause(ctx, 3*time.Second)
+}
+
+// alive tells which watches were ended.
+func (b *comparison) alive(ws []*watchers) error {
+	for i, s := range b.sides {
+		if w := ws[i]; w.ended.Load() > 0 {
+			return fmt.Errorf("%s: %d watches were ended: %w", s.Name, w.ended.Load(), *w.err.Load())
+		}
 	}
 	return nil
 }
 
-const overhead = "1,000 watches of other nodes: % more CPU for a create"
+// watched is what n creates cost that k watches are told of.
+func (b *comparison) watched(ctx context.Context, k, n int) ([]time.Duration, error) {
+	ws, stop, err := b.open(ctx, k, func(int) string { return "" })
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	before := make([]time.Duration, len(b.sides))
+	for i, s := range b.sides {
+		before[i], _ = cputime.Of(s.Pids()) // an error shows below
+	}
+	if _, err := b.create(ctx, n); err != nil {
+		return nil, err
+	}
+	for i, s := range b.sides {
+		if err := ws[i].await(s.Name, time.Minute, func() bool { return ws[i].events.Load() >= int64(k*n) }); err != nil {
+			return nil, err
+		}
+		if got := ws[i].events.Load(); got != int64(k*n) {
+			return nil, fmt.Errorf("%s: %d events, want %d", s.Name, got, k*n)
+		}
+	}
+	if err := pause(ctx, time.Second); err != nil { // what came after the last answer, too
+		return nil, err
+	}
+	cpu := make([]time.Duration, len(b.sides))
+	for i, s := range b.sides {
+		now, err := cputime.Of(s.Pids())
+		if err != nil {
+			return nil, err
+		}
+		cpu[i] = now - before[i]
+	}
+	return cpu, b.alive(ws)
+}
 
 // informers starts 50 that all want everything at once.
 func (b *comparison) informers(ctx context.Context) error {

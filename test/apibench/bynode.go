@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"skein.io/skein/test/peers"
+)
+
+const (
+	overhead = "1,000 watches of other nodes: % more CPU for a create"
+	// nodeWatches is how many there are, phase how many creates are measured at a time, after warming ones.
+	nodeWatches, phase, warming = 1000, 1000, 50
+	// cycle is how many creates make the garbage that one collection takes, which costs as much as a hundred of them: each round begins at another
+	// place of it, else all would have one collection too many, or all one too few.
+	cycle = 600
+)
+
+// rounds of creates without and with the watches: a single one tells more of the collector and of the rest of the machine than of them.
+func (b *comparison) rounds() int {
+	if b.fast {
+		return 2
+	}
+	return 4
+}
+
+// byNode measures what 1,000 watches of nodes cost the creation of a pod that is on none of them: the processor time of the servers alone, without what opening
+// the watches takes, nor what that leaves to collect.
+func (b *comparison) byNode(ctx context.Context) error {
+	before := b.made
+	var costs [2][]cost // without, with
+	for i := range costs {
+		costs[i] = make([]cost, len(b.sides))
+	}
+	for r := range b.rounds() {
+		for i := range costs {
+			with := (i + r) % 2 // the stores grow: once these are first, once those
+			c, err := b.phase(ctx, r, with == 1)
+			if err != nil {
+				return err
+			}
+			for j, s := range b.sides {
+				costs[with][j].add(c[j])
+				fmt.Fprintf(os.Stderr, "%s: round %d, %d watches: %.0f us\n", s.Name, r+1, with*nodeWatches, c[j].each())
+			}
+		}
+	}
+	for i, s := range b.sides {
+		b.r.put("create with 1,000 watches of other nodes, us", s, costs[1][i].each())
+		b.r.put("create without, us", s, costs[0][i].each())
+		b.r.put(overhead, s, 100*(costs[1][i].each()/costs[0][i].each()-1))
+	}
+	_, err := b.turns(ctx, remove, before, b.made-before) // so that what follows has as many pods as was asked for
+	b.made = before
+	return err
+}
+
+// phase makes pods on servers that have no garbage when it begins.
+func (b *comparison) phase(ctx context.Context, round int, watched bool) (costs []cost, err error) {
+	var ws []*watchers
+	name := "no-watch-nodes"
+	if watched {
+		name = "watch-nodes"
+		var stop func()
+		if ws, stop, err = b.open(ctx, nodeWatches, func(i int) string { return fmt.Sprintf("spec.nodeName=n%d", i) }); err != nil {
+			return nil, err
+		}
+		defer stop()
+	} else if err := pause(ctx, time.Second); err != nil {
+		return nil, err
+	}
+	for _, s := range b.sides {
+		if err := peers.Fetch(s.Config, "/debug/pprof/heap?gc=1", os.DevNull); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := b.create(ctx, warming+round*cycle/b.rounds()); err != nil {
+		return nil, err
+	}
+	if costs, err = b.create(ctx, phase); err != nil {
+		return nil, err
+	}
+	if b.profiles != "" && round == b.rounds()-1 { // of other creates: it costs something
+		end := b.profile(name)
+		_, err = b.create(ctx, phase)
+		end()
+		for _, what := range []string{"heap?gc=1", "goroutine?debug=1"} {
+			fetchProfile(b.sides[0].Config, "/debug/pprof/"+what, filepath.Join(b.profiles, name+"."+what[:4]))()
+		}
+	}
+	if err == nil && watched {
+		err = b.alive(ws)
+	}
+	return costs, err
+}
+
+// remove deletes pods: nobody runs them, so they go at once.
+var remove = operation{"delete", 1, protobuf, func(ctx context.Context, k *kubernetes.Clientset, i int) error {
+	return k.CoreV1().Pods(namespace).Delete(ctx, podName(i), *metav1.NewDeleteOptions(0))
+}}
