@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,33 +17,32 @@ import (
 )
 
 const (
-	// gcPercent trades a little CPU for memory: an idle node has CPU to spare, and an edge node little memory. Under load a pacer
-	// decides. An idle leader allocates some 300 KB a second, so it collects about once in half a minute, for 50 ms.
+	// gcPercent trades a little CPU for memory: an idle node has CPU to spare, and an edge node little memory. An idle leader allocates some 300 KB a second, so it collects about once in half a minute, for 50 ms.
 	gcPercent = 25
 	// startPercent is in force while a node with a large store (largeStore bytes) starts, which allocates five times what stays of it: with gcPercent a third of
 	// that would be collecting. It leaves 4 MB more that are in use in part; with a small store, where a start is short anyway, they count.
 	startPercent = 100
 	largeStore   = 8 << 20
+	// busyHeap, leastRoom and mostRoom rule under load (host.Pace). The collector marks some 40 MB in a node with an API, and half as much again for
+	// 10,000 pods. A pod's creation allocates some 300 KB, a list of 500 a few MB.
+	busyHeap  = 144 << 20
+	leastRoom = 32 << 20
+	mostRoom  = 96 << 20
+	// calmAfter a load its memory is given back.
+	calmAfter = 10 * time.Second
 	// trimAfter is when start-up is over and what only it used can be given back.
 	trimAfter = 10 * time.Second
 	// trimEvery is how often what was read of files is given back. That takes about a millisecond, and as long again to come back.
 	trimEvery = time.Minute
 )
 
-// pacing is begun once: the collector is the process's.
-var pacing sync.Once
-
 // tuneRuntime sets the collector, unless the operator did, and calms the runtime's monitor thread.
 func tuneRuntime(stateDir string) error {
-	if os.Getenv("GOGC") == "" {
-		start := gcPercent
-		if storeSize(stateDir) >= largeStore {
-			start = startPercent
-		}
-		debug.SetGCPercent(start)
-		pacing.Do((&pacer{now: start, start: start, started: time.Now(), at: time.Now()}).arm)
+	start := gcPercent
+	if storeSize(stateDir) >= largeStore {
+		start = startPercent
 	}
-	return host.Tune(0, 0)
+	return host.Tune(host.Pace{Percent: gcPercent, StartPercent: start, BusyHeap: busyHeap, LeastRoom: leastRoom, MostRoom: mostRoom, CalmAfter: calmAfter})
 }
 
 // storeSize is how much of the disk the files take that replicas on this node keep the store in, in bytes. They have holes.

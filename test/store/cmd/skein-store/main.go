@@ -22,9 +22,6 @@ import (
 	"skein.io/skein/consensus/space"
 )
 
-// gcPercent is the daemon's.
-const gcPercent = 50
-
 // closeTimeout bounds the handing over of leaderships at the end.
 const closeTimeout = 5 * time.Second
 
@@ -97,11 +94,7 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	percent := gcPercent
-	if os.Getenv("GOGC") != "" {
-		percent = 0
-	}
-	if err := host.Tune(percent, 32<<20); err != nil {
+	if err := host.Tune(host.Pace{}); err != nil {
 		fmt.Fprintln(os.Stderr, "skein-store: tune the runtime:", err)
 	}
 	h, err := host.New(host.Config{
