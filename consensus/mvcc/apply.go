@@ -171,7 +171,7 @@ func (m *Machine) dispatch(ctx context.Context, r *pb.InternalRaftRequest) (res 
 		res.Resp = resp
 	case r.Txn != nil:
 		var resp *pb.TxnResponse
-		resp, _, res.Err = txn.Txn(ctx, m.zap, r.Txn, true, m.kv, m.lessor)
+		resp, res.Err = m.transact(ctx, r.Txn)
 		res.Resp = resp
 	case r.Compaction != nil:
 		res.Compacted, res.Err = m.kv.Compact(traceutil.TODO(), r.Compaction.Revision)

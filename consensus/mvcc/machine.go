@@ -97,6 +97,7 @@ type Machine struct {
 	end    context.CancelFunc
 
 	kv     etcdmvcc.WatchableKV
+	keys   func() keyIndex // of kv; nil if it cannot be found
 	lessor lease.Lessor
 	index  cindex.ConsistentIndexer
 
@@ -201,6 +202,7 @@ func (m *Machine) Open(<-chan struct{}) (uint64, error) {
 		ExpiredLeasesRetryInterval: leaseRetryInterval,
 	})
 	m.kv = etcdmvcc.New(m.zap, be, m.lessor, etcdmvcc.StoreConfig{CompactionBatchLimit: compactionBatch})
+	m.keys = indexOf(m.kv)
 	if m.cfg.Checkpoint != nil {
 		m.lessor.SetCheckpointer(m.cfg.Checkpoint)
 	}
