@@ -10,6 +10,9 @@ import (
 	"github.com/lni/dragonboat/v4/raftio"
 )
 
+// maxTargets bounds what is remembered of nodes that were once members.
+const maxTargets = 64
+
 var errUnknownTarget = errors.New("host: address of the peer unknown")
 
 // registry maps replicas to NodeHostIDs, as the membership says, and those to
@@ -18,8 +21,10 @@ var errUnknownTarget = errors.New("host: address of the peer unknown")
 type registry struct {
 	resolve func(nodeHostID string) (string, bool)
 
-	mu sync.RWMutex // guards m
+	mu sync.RWMutex // guards the rest
 	m  map[raftio.NodeInfo]string
+	// targets are what target returned last, by NodeHostID: it is asked for every message.
+	targets map[string]string
 }
 
 var (
@@ -28,7 +33,7 @@ var (
 )
 
 func newRegistry(resolve func(string) (string, bool)) *registry {
-	return &registry{resolve: resolve, m: map[raftio.NodeInfo]string{}}
+	return &registry{resolve: resolve, m: map[raftio.NodeInfo]string{}, targets: map[string]string{}}
 }
 
 func (r *registry) Create(string, uint64, config.TargetValidator) (raftio.INodeRegistry, error) {
@@ -37,7 +42,11 @@ func (r *registry) Create(string, uint64, config.TargetValidator) (raftio.INodeR
 
 func (r *registry) Close() error { return nil }
 
+// Add is called for every message that arrives.
 func (r *registry) Add(shardID, replicaID uint64, nodeHostID string) {
+	if known, ok := r.lookup(shardID, replicaID); ok && known == nodeHostID {
+		return
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.m[raftio.GetNodeInfo(shardID, replicaID)] = nodeHostID
@@ -98,7 +107,20 @@ func (r *registry) target(nodeHostID string) (string, error) {
 	if !ok {
 		return "", fmt.Errorf("%w: node %s", errUnknownTarget, nodeHostID)
 	}
-	return nodeHostID + "@" + addr, nil
+	r.mu.RLock()
+	t := r.targets[nodeHostID]
+	r.mu.RUnlock()
+	if len(t) == len(nodeHostID)+1+len(addr) && strings.HasSuffix(t, addr) {
+		return t, nil
+	}
+	t = nodeHostID + "@" + addr
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.targets) >= maxTargets {
+		clear(r.targets)
+	}
+	r.targets[nodeHostID] = t
+	return t, nil
 }
 
 func splitTarget(t string) (nodeHostID, addr string) {

@@ -37,6 +37,8 @@ const (
 	maxFrame = 128 << 20
 	// keepBuffer is the largest buffer that is kept after a burst.
 	keepBuffer = 1 << 20
+	// keepRequests are as many messages as room is kept for, of some 400 bytes each.
+	keepRequests = 256
 
 	dialTimeout      = time.Second
 	handshakeTimeout = 3 * time.Second
@@ -211,7 +213,8 @@ func (t *transport) serve(raw net.Conn) error {
 	}
 	r := bufio.NewReaderSize(c, 64<<10)
 	var buf bytes.Buffer
-	var source string // NodeHostID that the peer was allowed to speak for
+	var source string                 // NodeHostID that the peer was allowed to speak for
+	room := make([]raftpb.Message, 1) // for the messages of a batch: dragonboat copies them
 	for {
 		kind, err := readFrame(r, &buf)
 		if err != nil {
@@ -219,10 +222,15 @@ func (t *transport) serve(raw net.Conn) error {
 		}
 		switch kind {
 		case frameBatch:
-			var m raftpb.MessageBatch
+			// An empty slice would be made anew; what follows its first message is decoded.
+			m := raftpb.MessageBatch{Requests: room[:1]}
 			if err := m.Unmarshal(buf.Bytes()); err != nil {
 				return err
 			}
+			if room = m.Requests; cap(room) > keepRequests {
+				room = make([]raftpb.Message, 1)
+			}
+			m.Requests = m.Requests[1:]
 			if m.DeploymentId != t.stamp() {
 				return fmt.Errorf("peer %s: %w", m.SourceAddress, ErrOtherGeneration)
 			}
@@ -234,6 +242,7 @@ func (t *transport) serve(raw net.Conn) error {
 				source = m.SourceAddress
 			}
 			t.deliver(m)
+			clear(m.Requests)
 		case frameChunk:
 			var k raftpb.Chunk
 			if err := k.Unmarshal(buf.Bytes()); err != nil {

@@ -145,7 +145,9 @@ func (n *node) remember(ents []raftpb.Entry) {
 	for ; drop < len(n.tail)-1 && (n.tailBytes > tailBytes || len(n.tail)-drop > slack); drop++ {
 		n.tailBytes -= len(n.tail[drop].Cmd)
 	}
-	n.tail = append(make([]raftpb.Entry, 0, len(n.tail)-drop+64), n.tail[drop:]...)
+	kept := copy(n.tail, n.tail[drop:])
+	clear(n.tail[kept:])
+	n.tail = n.tail[:kept]
 }
 
 // cached returns an entry of the tail.
