@@ -38,6 +38,7 @@ type bench struct {
 	value    []byte
 	duration time.Duration
 	disk     disk
+	profiles profiles
 }
 
 // op is one operation of worker w on a set; n counts the worker's operations.
@@ -106,7 +107,7 @@ func (b *bench) cas(ctx context.Context, k keyset, kv pb.KVClient, s *worker) er
 }
 
 // closed runs n workers that each have one request under way.
-func (b *bench) closed(ctx context.Context, t *target, do op, n int) (result, error) {
+func (b *bench) closed(ctx context.Context, t *target, name string, do op, n int) (result, error) {
 	warm := time.Now().Add(warmUp)
 	end := warm.Add(b.duration)
 	ctx, cancel := context.WithDeadline(ctx, end.Add(requestTimeout))
@@ -141,6 +142,7 @@ func (b *bench) closed(ctx context.Context, t *target, do op, n int) (result, er
 	}
 	usage, stop := b.usage(t, warm)
 	defer stop()
+	profiled := b.profiles.during(ctx, t.cluster, fmt.Sprintf("%s-%d-%s", name, n, t.name), warm, b.duration)
 	wg.Wait()
 	var lat []time.Duration
 	for _, s := range workers {
@@ -149,6 +151,9 @@ func (b *bench) closed(ctx context.Context, t *target, do op, n int) (result, er
 	r := summarise(lat, time.Since(warm))
 	r.errs = errs.Load()
 	if err := usage(&r, len(lat)); err != nil {
+		return r, err
+	}
+	if err := profiled(); err != nil {
 		return r, err
 	}
 	if e := first.Load(); e != nil && len(lat) == 0 {
@@ -230,7 +235,8 @@ func (b *bench) fill(ctx context.Context, t *target, n int, key func(k keyset, i
 }
 
 // compact forgets the history, as an API server does now and then, so that later
-// cells meet as much data as earlier ones.
+// cells meet as much data as earlier ones. It waits for the end, which comes a moment
+// later: else the work would be part of whichever cell is next.
 func (b *bench) compact(ctx context.Context, t *target) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -238,7 +244,7 @@ func (b *bench) compact(ctx context.Context, t *target) error {
 		kv := pb.NewKVClient(k.conn(0))
 		r, err := kv.Range(ctx, &pb.RangeRequest{Key: []byte(k.prefix)})
 		if err == nil {
-			_, err = kv.Compact(ctx, &pb.CompactionRequest{Revision: r.Header.Revision})
+			_, err = kv.Compact(ctx, &pb.CompactionRequest{Revision: r.Header.Revision, Physical: true})
 		}
 		if err != nil && !isCompacted(err) { // sets of one shard share a history
 			return fmt.Errorf("compact %s: %w", t.name, err)

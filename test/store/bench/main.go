@@ -45,10 +45,10 @@ const (
 )
 
 type options struct {
-	etcd, skein, before, dir, out, workloads, clients, systems, skeinFlags string
-	duration                                                               time.Duration
-	reps                                                                   int
-	memory, fast                                                           bool
+	etcd, skein, before, dir, out, workloads, clients, systems, skeinFlags, profiles string
+	duration                                                                         time.Duration
+	reps                                                                             int
+	memory, fast                                                                     bool
 }
 
 func main() {
@@ -62,6 +62,7 @@ func main() {
 	flag.StringVar(&o.clients, "clients", "1,16,64,256", "how many clients at the same time")
 	flag.StringVar(&o.systems, "systems", "etcd,spread,one", "what to compare; the first is the base")
 	flag.StringVar(&o.skeinFlags, "skein-flags", "", "more flags for the store")
+	flag.StringVar(&o.profiles, "profiles", "", "directory for profiles of Skein's processes in each cell, and of their memory")
 	flag.DurationVar(&o.duration, "d", 1500*time.Millisecond, "how long a cell is measured")
 	flag.IntVar(&o.reps, "reps", 5, "repetitions of each cell")
 	flag.BoolVar(&o.memory, "memory", true, "measure memory, idle and after 100,000 writes")
@@ -97,7 +98,7 @@ func (l *lab) close() {
 }
 
 func start(ctx context.Context, o options, dir string) (l *lab, err error) {
-	l = &lab{b: &bench{value: make([]byte, valueSize), duration: o.duration}}
+	l = &lab{b: &bench{value: make([]byte, valueSize), duration: o.duration, profiles: profiles{o.profiles}}}
 	defer func() {
 		if err != nil {
 			l.close()
@@ -222,6 +223,9 @@ func (l *lab) memoryFirst(ctx context.Context, rep *report) error {
 	if err := rep.memory("after 100,000 writes", l.clusters); err != nil {
 		return err
 	}
+	if err := l.b.profiles.memory(ctx, l.clusters, "memory"); err != nil {
+		return err
+	}
 	if err := rest(ctx, restFor); err != nil {
 		return err
 	}
@@ -307,7 +311,7 @@ func (l *lab) once(ctx context.Context, t *target, name string, do op, n int) (r
 		}
 		r, err = l.b.watch(ctx, t, t.sets, n)
 	default:
-		r, err = l.b.closed(ctx, t, do, n)
+		r, err = l.b.closed(ctx, t, name, do, n)
 	}
 	if err == nil && (do == nil || name == "put" || name == "cas") {
 		err = l.b.compact(ctx, t)
