@@ -90,6 +90,7 @@ func (r *replica) contactLoop() {
 		}
 		if now != lost {
 			lost = now
+			r.wake() // reads that wait for a leader
 			r.h.notify()
 		}
 	}

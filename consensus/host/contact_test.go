@@ -65,6 +65,35 @@ func TestCutOffRefusesEarly(t *testing.T) {
 	}
 }
 
+// How long a read waits on the wrong side of a cut until it is known to be one, at the old leader and at a voter.
+func TestCutOffReads(t *testing.T) {
+	c := storetest.New(t, 3, nil)
+	c.Voters(3)
+	put(t, c, 0, "/x", "1")
+	for i, most := range []time.Duration{2600 * time.Millisecond, 2100 * time.Millisecond} { // three election timeouts since contact; a leader notices after one or two; half of one
+		node := (c.Leader() + i) % 3
+		c.Isolate(node, true)
+		cut := time.Now()
+		_, err := c.Nodes[node].Client().KV.Get(ctx(t, 20*time.Second), "/x")
+		for err == nil { // a leader may read as long as its lease lasts
+			_, err = c.Nodes[node].Client().KV.Get(ctx(t, 20*time.Second), "/x")
+		}
+		took := time.Since(cut)
+		since, _ := c.Nodes[node].Host().Silence(storetest.Shard)
+		t.Logf("node %d: refused %v after the cut, silence %v: %v", node, took.Round(time.Millisecond), since.Round(time.Millisecond), err)
+		if !errors.Is(err, rpctypes.ErrNoLeader) || took > most+2*time.Second { // a busy machine
+			t.Errorf("node %d: a read while cut off: %v after %v", node, err, took)
+		}
+		c.Isolate(node, false)
+		c.Until("contact", func() error {
+			if !c.Nodes[node].Host().Ready(storetest.Shard) {
+				return errors.New("not ready")
+			}
+			return nil
+		})
+	}
+}
+
 // A leader that hands over is not cut off for an instant: nothing is refused.
 func TestTransferRefusesNothing(t *testing.T) {
 	c := storetest.New(t, 3, nil)

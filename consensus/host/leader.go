@@ -34,7 +34,11 @@ func (r *replica) setLeader(leader, term uint64) {
 	r.mu.Lock()
 	was := r.leader
 	if was == r.id || leader == r.id {
-		r.contact.Store(int64(time.Since(began)))
+		at := time.Since(began)
+		if deposed(was, leader, r.id, r.term, term) {
+			at -= r.ElectionTimeout()
+		}
+		r.contact.Store(int64(at))
 		r.heard.Store(true)
 	}
 	r.leader, r.term = leader, term
@@ -45,6 +49,13 @@ func (r *replica) setLeader(leader, term uint64) {
 		r.log.Info("leader changed", "leader", leader, "term", term)
 	}
 	r.h.notify()
+}
+
+// deposed tells whether a replica has just stepped down because for a whole election timeout no
+// majority of voters answered it (CheckQuorum): it ends its own term, and knows no other leader. It
+// has been cut off for that long, as its followers would say. A leader that is replaced learns a new term.
+func deposed(was, leader, self, oldTerm, term uint64) bool {
+	return was == self && leader == 0 && term == oldTerm
 }
 
 // reign returns the term in which this replica leads and its Leader command is
