@@ -31,6 +31,8 @@ import (
 type RawLister interface {
 	List(ctx context.Context, namespace string, o storage.ListOptions, f rawlist.Form) (rawlist.Answer, bool)
 	Get(ctx context.Context, namespace, name string, f rawlist.Form) (rawlist.Answer, bool)
+	// Watch has it do the same with objects of events.
+	Watch(kind schema.GroupVersionKind, plan func() *transcode.Plan)
 }
 
 // RawListers gives the lister of a resource; nil when there is none.
@@ -60,6 +62,7 @@ func (e *endpoint) answerRaw(l RawLister, s *runtime.Scheme, plans *transcode.Pl
 		}
 		return p
 	})
+	l.Watch(e.scope.Kind, e.plan)
 	return nil
 }
 

@@ -156,18 +156,29 @@ func (f *Factory) open(c *storagebackend.ConfigForResource, resourcePrefix strin
 	if c.GroupResource == (schema.GroupResource{Resource: "pods"}) {
 		peek = rawlist.PodNode
 	}
+	var raw *rawlist.Lister
+	var stored func([]byte, int64) fanout.Stored
+	if c.EncodeVersioner != nil { // custom resources are kept as JSON
+		raw = rawlist.New(rawlist.Config{Client: client, Codec: c.Codec, Transformer: c.Transformer, Versioner: v, Resource: c.GroupResource,
+			PathPrefix: path.Join("/", c.Prefix), ResourcePrefix: resourcePrefix})
+		stored = func(data []byte, rev int64) fanout.Stored {
+			if o := raw.Object(data, rev); o != nil {
+				return o
+			}
+			return nil
+		}
+	}
 	fan, err := fanout.New(f.life, fanout.Config{
 		Storage: reads, Refuse: reads.refuse, Explain: refusedRead, Client: client.Client, Codec: c.Codec, Transformer: c.Transformer, Resource: c.GroupResource,
-		PathPrefix: path.Join("/", c.Prefix), ResourcePrefix: resourcePrefix, New: newFunc, Attrs: attrs, Index: index, Peek: peek, Walks: f.walks,
+		PathPrefix: path.Join("/", c.Prefix), ResourcePrefix: resourcePrefix, New: newFunc, Attrs: attrs, Index: index, Peek: peek, Stored: stored, Walks: f.walks,
 	})
 	if err != nil {
 		s.Close()
 		return nil, nil, err
 	}
-	if c.EncodeVersioner != nil { // custom resources are kept as JSON
+	if raw != nil {
 		f.mu.Lock()
-		f.raw[c.GroupResource] = rawlist.New(rawlist.Config{Client: client, Codec: c.Codec, Transformer: c.Transformer, Versioner: v, Resource: c.GroupResource,
-			PathPrefix: path.Join("/", c.Prefix), ResourcePrefix: resourcePrefix})
+		f.raw[c.GroupResource] = raw
 		f.mu.Unlock()
 	}
 	return fan, func() { fan.Close(); s.Close() }, nil

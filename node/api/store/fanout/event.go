@@ -28,21 +28,33 @@ type coder struct {
 	codec       runtime.Codec
 	transformer value.Transformer
 	versioner   storage.Versioner
+	stored      func([]byte, int64) Stored // nil: none
 }
 
-func (c *coder) decode(ctx context.Context, key string, raw []byte, rev int64) (*object, error) {
+// object makes the object of a stored value. An error says that it cannot be decoded.
+func (c *coder) object(ctx context.Context, key string, raw []byte, rev int64) (*object, error) {
 	data, _, err := c.transformer.TransformFromStorage(ctx, raw, keyContext(key))
 	if err != nil {
 		return nil, err
 	}
-	o, err := runtime.Decode(c.codec, data)
-	if err != nil {
-		return nil, err
+	o := &object{source: func() (runtime.Object, error) {
+		o, err := runtime.Decode(c.codec, data)
+		if err != nil {
+			return nil, err
+		}
+		if err := c.versioner.UpdateObject(o, uint64(rev)); err != nil {
+			return nil, fmt.Errorf("revision %d of %s: %w", rev, key, err)
+		}
+		return o, nil
+	}}
+	if c.stored != nil {
+		o.stored = c.stored(data, rev)
 	}
-	if err := c.versioner.UpdateObject(o, uint64(rev)); err != nil {
-		return nil, fmt.Errorf("revision %d of %s: %w", rev, key, err)
+	if o.stored != nil && o.stored.Known() {
+		return o, nil // whoever has to look at it decodes it
 	}
-	return &object{inner: o}, nil
+	_, err = o.decoded()
+	return o, err
 }
 
 // event is one change, or one object of a first list. It is immutable but for what it remembers to have decoded.
@@ -108,7 +120,7 @@ func (e *event) load(ctx context.Context, c *coder, p *weak.Pointer[object], raw
 	if o := p.Value(); o != nil {
 		return o, nil
 	}
-	o, err := c.decode(ctx, e.key, raw, e.rev)
+	o, err := c.object(ctx, e.key, raw, e.rev)
 	if err != nil {
 		return nil, err
 	}
@@ -132,6 +144,13 @@ func (e *event) see(ctx context.Context, c *coder, p *storage.SelectionPredicate
 	if e.deleted || !e.created && !all { // else nobody asks what was before
 		if prev, err = e.before(ctx, c); err != nil {
 			return nil, err
+		}
+	}
+	for _, o := range []*object{cur, prev} { // those who select look at it
+		if o != nil && !all {
+			if _, err := o.decoded(); err != nil {
+				return nil, err
+			}
 		}
 	}
 	now := cur != nil && cur.selected(p, attrs)

@@ -37,6 +37,9 @@ type Config struct {
 	Index storage.IndexerFuncs
 	// Peek reads the indexed field out of a stored value (what Transformer makes of it) without decoding it; ok = false when it cannot. Default: it cannot.
 	Peek func(stored []byte) (value string, ok bool)
+	// Stored gives what encodes an object without decoding it, from its stored value (what Transformer makes of it) and its revision; nil when there is nothing that
+	// can. Default: nothing can.
+	Stored func(stored []byte, rev int64) Stored
 	// Refuse is asked before each watch and may say why there can be none now. Default: it does not.
 	Refuse func(context.Context) error
 	// Explain makes something that clients understand of the store's errors. Default: they stay as they are.
@@ -106,6 +109,14 @@ func (c *Config) Validate() error {
 	return nil
 }
 
+// Stored is an object as it is stored.
+type Stored interface {
+	// Known tells whether one alike has been decoded, so that this one need not be to know that it can.
+	Known() bool
+	// Encode gives what an encoder makes of the object; upstream has it do so.
+	Encode(id runtime.Identifier, upstream func() ([]byte, error)) ([]byte, error)
+}
+
 // Fan is the storage of one resource. See the package comment.
 type Fan struct {
 	storage.Interface
@@ -133,7 +144,7 @@ func New(ctx context.Context, cfg Config) (*Fan, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	f := &Fan{Interface: cfg.Storage, cfg: cfg, coder: coder{cfg.Codec, cfg.Transformer, cfg.Storage.Versioner()}}
+	f := &Fan{Interface: cfg.Storage, cfg: cfg, coder: coder{cfg.Codec, cfg.Transformer, cfg.Storage.Versioner(), cfg.Stored}}
 	f.prefix = f.absolute(cfg.ResourcePrefix)
 	if !strings.HasSuffix(f.prefix, "/") {
 		f.prefix += "/"

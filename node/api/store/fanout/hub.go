@@ -191,8 +191,12 @@ func (h *hub) values(e *event) (vals []string, objects [2]*object, all bool) {
 			if err != nil {
 				return nil, objects, true // each of them finds out
 			}
+			inner, err := o.decoded()
+			if err != nil {
+				return nil, objects, true
+			}
 			objects[i] = o
-			v = h.f.index(o.inner)
+			v = h.f.index(inner)
 		}
 		if len(vals) == 0 || vals[0] != v {
 			vals = append(vals, v)

@@ -3,6 +3,7 @@ package fanout
 import (
 	"bytes"
 	"io"
+	"strings"
 	"sync"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -16,7 +17,11 @@ import (
 
 // object is one that all watchers share, with what it was encoded to.
 type object struct {
-	inner runtime.Object // never changed
+	once   sync.Once
+	source func() (runtime.Object, error) // gives inner, once
+	inner  runtime.Object                 // never changed; see decoded
+	err    error
+	stored Stored // nil: it cannot be encoded without decoding it
 
 	attrs  sync.Once
 	labels labels.Set
@@ -34,6 +39,15 @@ type encoding struct {
 }
 
 var _ runtime.CacheableObject = (*object)(nil)
+
+// decoded is the object itself.
+func (o *object) decoded() (runtime.Object, error) {
+	o.once.Do(func() {
+		o.inner, o.err = o.source()
+		o.source = nil
+	})
+	return o.inner, o.err
+}
 
 func (o *object) encoding(id runtime.Identifier) *encoding {
 	o.mu.Lock()
@@ -54,28 +68,81 @@ func (o *object) CacheEncode(id runtime.Identifier, encode func(runtime.Object, 
 	e := o.encoding(id)
 	e.once.Do(func() {
 		var b bytes.Buffer
-		e.err = encode(o.GetObject(), &b) // some encoders change what they encode
+		if strings.HasPrefix(string(id), watchEncoder) {
+			e.err = encode(embedded{o}, &b)
+		} else {
+			e.err = encode(o.GetObject(), &b) // some encoders change what they encode
+		}
 		e.raw = b.Bytes()
 	})
 	if e.err != nil {
 		return e.err
 	}
+	return splice(w, e.raw)
+}
+
+// watchEncoder begins the identifiers of upstream's encoders of events, which have another encoder encode the object (watchEncoder in
+// k8s.io/apiserver/pkg/endpoints/handlers/response.go).
+const watchEncoder = `{"name":"watch",`
+
+// embedded is the object for the encoder of what is in an event.
+type embedded struct{ *object }
+
+// CacheEncode implements runtime.CacheableObject.
+func (o embedded) CacheEncode(id runtime.Identifier, encode func(runtime.Object, io.Writer) error, w io.Writer) error {
+	inner := func(w io.Writer) error {
+		v, err := o.decoded()
+		if err != nil {
+			return err
+		}
+		return encode(v.DeepCopyObject(), w) // some encoders change what they encode
+	}
+	if o.stored == nil {
+		return inner(w)
+	}
+	b, err := o.stored.Encode(id, func() ([]byte, error) {
+		var b bytes.Buffer
+		err := inner(&b)
+		return b.Bytes(), err
+	})
+	if err != nil {
+		return err
+	}
+	return splice(w, b)
+}
+
+func splice(w io.Writer, b []byte) error {
 	if s, ok := w.(runtime.Splice); ok {
-		s.Splice(e.raw)
+		s.Splice(b)
 		return nil
 	}
-	_, err := w.Write(e.raw)
+	_, err := w.Write(b)
 	return err
 }
 
 // GetObject implements runtime.CacheableObject.
-func (o *object) GetObject() runtime.Object { return o.inner.DeepCopyObject() }
+func (o *object) GetObject() runtime.Object {
+	v, err := o.decoded()
+	if err != nil { // one alike could be: somebody wrote something else into the store
+		return status(err)
+	}
+	return v.DeepCopyObject()
+}
 
 // GetObjectKind implements runtime.Object.
-func (o *object) GetObjectKind() schema.ObjectKind { return o.inner.GetObjectKind() }
+func (o *object) GetObjectKind() schema.ObjectKind {
+	v, err := o.decoded()
+	if err != nil {
+		return schema.EmptyObjectKind
+	}
+	return v.GetObjectKind()
+}
 
 // DeepCopyObject implements runtime.Object.
-func (o *object) DeepCopyObject() runtime.Object { return &object{inner: o.inner.DeepCopyObject()} }
+func (o *object) DeepCopyObject() runtime.Object {
+	v := o.GetObject()
+	return &object{source: func() (runtime.Object, error) { return v, nil }}
+}
 
 // GetObjectMeta lets upstream's helpers read the metadata; what they set is lost.
 func (o *object) GetObjectMeta() metav1.Object {
@@ -91,17 +158,21 @@ func (o *object) selected(p *storage.SelectionPredicate, attrs storage.AttrFunc)
 	if unfiltered(p) {
 		return true
 	}
+	inner, err := o.decoded()
+	if err != nil {
+		return false
+	}
 	if attrs == nil {
-		ok, err := p.Matches(o.inner)
+		ok, err := p.Matches(inner)
 		return err == nil && ok
 	}
-	if ok, err := p.MatchesSharding(o.inner); err != nil || !ok {
+	if ok, err := p.MatchesSharding(inner); err != nil || !ok {
 		return false
 	}
 	if p.Empty() {
 		return true
 	}
-	o.attrs.Do(func() { o.labels, o.fields, o.failed = attrs(o.inner) })
+	o.attrs.Do(func() { o.labels, o.fields, o.failed = attrs(inner) })
 	return o.failed == nil && p.MatchesObjectAttributes(o.labels, o.fields)
 }
 

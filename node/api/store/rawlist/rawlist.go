@@ -7,6 +7,8 @@
 // differ (an older version may have stored it without today's defaults) upstream's again. One in a thousand is compared all the same, and a shape that is
 // caught so is upstream's from then on. What has been compared is remembered as numbers, 16 bytes a shape.
 //
+// Objects of events that a watch sends are treated alike: which encoder makes what is seen, too.
+//
 // A Lister does one resource, without selectors. Whatever is unusual (an error, a forgotten revision, a store without
 // a leader) it leaves to upstream's path: List and Get then say no and have done nothing. It is safe for concurrent use.
 package rawlist
@@ -54,9 +56,11 @@ type Config struct {
 
 // Lister reads one resource.
 type Lister struct {
-	cfg  Config
-	seed maphash.Seed
-	used atomic.Uint64
+	cfg     Config
+	seed    maphash.Seed
+	used    atomic.Uint64
+	events  atomic.Int64 // whose objects were upstream's
+	watched *watched     // nil: events are upstream's
 
 	mu       sync.Mutex // guards the rest
 	now, old map[uint64]bool
