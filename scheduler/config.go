@@ -66,6 +66,8 @@ type Config struct {
 	Inspector *Inspector
 	// Binder binds pods, with the leader's term. Nil: by requests of Client.
 	Binder Binder
+	// Events creates events, with the leader's term. Nil: by requests of Client.
+	Events controller.EventCreator
 	// BindWorkers is how many batches of bindings, and other writes, are under way
 	// at once. Default 32.
 	BindWorkers int

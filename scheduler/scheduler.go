@@ -44,7 +44,7 @@ func Run(ctx context.Context, cfg Config) error {
 	cfg.setDefaults()
 	recorder := cfg.Recorder
 	if recorder == nil {
-		events := controller.NewEvents(cfg.Client)
+		events := controller.NewEvents(controller.EventsConfig{Client: cfg.Client, Create: cfg.Events, Clock: cfg.Clock, Logger: cfg.Logger})
 		defer events.Stop()
 		recorder = func(component string) record.EventRecorder { return events.Recorder(component) }
 	}

@@ -248,7 +248,8 @@ func plan(cfg Config, local []netip.Prefix, peers []Peer) ([]way, error) {
 	}
 	peers = slices.Clone(peers)
 	slices.SortFunc(peers, func(a, b Peer) int { return cmp.Compare(a.Node, b.Node) })
-	taken := []Peer{{Node: "this node", PodCIDR: cfg.PodCIDR}}
+	taken := newRanges(peers)
+	taken.add(cfg.PodCIDR, "this node")
 	for _, p := range peers {
 		bad := ""
 		switch {
@@ -257,16 +258,16 @@ func plan(cfg Config, local []netip.Prefix, peers []Peer) ([]way, error) {
 		case p.IP == cfg.NodeIP:
 			bad = "it has this node's address"
 		}
-		for _, t := range taken {
-			if bad == "" && t.PodCIDR.Overlaps(p.PodCIDR) {
-				bad = fmt.Sprintf("its range overlaps with %s of %s", t.PodCIDR, t.Node)
+		if bad == "" {
+			if r, node, clash := taken.overlap(p.PodCIDR); clash {
+				bad = fmt.Sprintf("its range overlaps with %s of %s", r, node)
 			}
 		}
 		if bad != "" {
 			errs = append(errs, fmt.Errorf("podnet: no route to node %s (%s, pods %s): %s", p.Node, p.IP, p.PodCIDR, bad))
 			continue
 		}
-		taken = append(taken, p)
+		taken.add(p.PodCIDR, p.Node)
 		direct := slices.ContainsFunc(local, func(l netip.Prefix) bool { return l.Contains(p.IP) })
 		ways = append(ways, way{dst: p.PodCIDR.Masked(), peer: p.IP, overlay: !direct})
 	}

@@ -86,6 +86,7 @@ type build struct {
 	log       requestLog
 	probe     *storeProbe
 	bindings  rest.Storage // of pods
+	events    rest.Storage // of the core group
 }
 
 // newBuild makes what does not depend on the rest.
@@ -275,8 +276,9 @@ func (b *build) buildMain(crds *apiextensionsapi.CustomResourceDefinitions) (*ge
 	infos := make([]*genericapiserver.APIGroupInfo, len(groups))
 	for i, g := range groups {
 		infos[i] = &g.APIGroupInfo
-		if s, ok := g.VersionedResourcesStorageMap["v1"]["pods/binding"]; ok {
-			b.bindings = s
+		if g.PrioritizedVersions[0].Group == "" {
+			core := g.VersionedResourcesStorageMap["v1"]
+			b.bindings, b.events = core["pods/binding"], core["events"]
 		}
 		main.RegisterDestroyFunc(g.Destroy)
 		if g.Hook != nil {

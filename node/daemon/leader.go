@@ -74,6 +74,9 @@ func (n *node) reign(ctx context.Context, term uint64) error {
 		if sc.Binder, err = srv.Binder("skein-scheduler", decorate); err != nil {
 			return err
 		}
+		if sc.Events, err = srv.Events("skein-scheduler", decorate); err != nil {
+			return err
+		}
 		sc.PodCIDR, sc.RootCA = n.id.Cluster.PodCIDR, keys.authority.CertPEM()
 		sc.Quota = func(f informers.SharedInformerFactory) controller.Quota { return api.NewQuotaUsage(f, client, meta) }
 		sc.Node.Board, sc.Claims = &n.zones, &n.claims

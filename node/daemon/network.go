@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -27,6 +28,9 @@ const (
 	networkRetry = 2 * time.Second
 	// networkResync is how often everything is compared though nothing changed: somebody else may have changed the kernel's tables.
 	networkResync = time.Minute
+	// restAfterPeers is for how many times as long as it took to change the routes they are then left alone: in a cluster that grows fast that
+	// bounds what is spent on them, in a small one it is milliseconds.
+	restAfterPeers = 5
 )
 
 // network keeps the datapath as the desired state and gossip say. One goroutine, Run's, does all the work.
@@ -38,9 +42,11 @@ type network struct {
 	mu    sync.Mutex // guards ready
 	ready error      // nil once pods can get a network
 
-	why  string      // gossip's last decision, as it was logged
-	pods *podnet.Net // nil until this node has a pod CIDR
-	cidr netip.Prefix
+	// All below is Run's alone.
+	peers map[string]podnet.Peer // of the other nodes, by their names
+	why   string                 // gossip's last decision, as it was logged
+	pods  *podnet.Net            // nil until this node has a pod CIDR
+	cidr  netip.Prefix
 }
 
 var errNoPodCIDR = errors.New("the leader has not assigned a pod CIDR to this node yet")
@@ -65,7 +71,7 @@ func (n *node) newNetwork() (*network, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &network{n: n, log: log, loader: l, ready: errNoPodCIDR}, nil
+	return &network{n: n, log: log, loader: l, ready: errNoPodCIDR, peers: map[string]podnet.Peer{}}, nil
 }
 
 // Close leaves programs and tables at work.
@@ -87,33 +93,86 @@ func (w *network) setReady(err error) {
 	w.mu.Unlock()
 }
 
-// Run applies changes until ctx ends.
+// Run applies changes until ctx ends. In a large cluster nodes change all the time, and most of it is nothing to routes: what a change of
+// nodes costs is in proportion to the nodes that changed, and when routes have to change, what comes while that is done, and for some
+// time after, is done together.
 func (w *network) Run(ctx context.Context) error {
-	objects, end := w.n.desired.Subscribe(desired.Services, desired.EndpointSlices, desired.Nodes)
+	objects, end := w.n.desired.Subscribe(desired.Services, desired.EndpointSlices)
 	defer end()
+	nodes := w.n.desired.Follow(desired.Nodes)
+	defer nodes.End()
 	members, endMembers := w.n.gossip.Subscribe()
 	defer endMembers()
-	for {
-		again := networkResync
-		text, err := w.applyServices()
-		peers, perr := w.applyPeers()
-		err = errors.Join(err, perr)
-		if err != nil {
-			again = networkRetry
-			w.log.Warn("the network is not as it should be; trying again", "err", err)
+	w.learn(nodes.Take())
+	var serviceText, peerText string
+	var rest <-chan time.Time // set: routes were changed a moment ago
+	all := time.NewTimer(networkResync)
+	defer all.Stop()
+	var serr, perr error // what became of each the last time
+	for services, peers := true, true; ; {
+		if (services || peers) && (serr != nil || perr != nil) {
+			services, peers = true, true
 		}
-		w.n.parts.set("network", err, text+peers)
-		timer := time.NewTimer(again)
+		if services {
+			serviceText, serr = w.applyServices()
+		}
+		if peers {
+			began := time.Now()
+			peerText, perr = w.applyPeers()
+			rest = time.After(restAfterPeers * time.Since(began))
+		}
+		if err := errors.Join(serr, perr); services || peers {
+			w.n.parts.set("network", err, serviceText+peerText)
+			if err != nil {
+				all.Reset(networkRetry)
+				w.log.Warn("the network is not as it should be; trying again", "err", err)
+			} else if services && peers {
+				all.Reset(networkResync)
+			}
+		}
+		services, peers = false, false
+		news := nodes.C
+		if rest != nil {
+			news = nil
+		}
 		select {
 		case <-ctx.Done():
-			timer.Stop()
 			return nil
 		case <-objects:
+			services = true
 		case <-members:
-		case <-timer.C:
+			services = true
+		case <-news:
+			peers = w.learn(nodes.Take())
+		case <-rest:
+			rest = nil
+		case <-all.C:
+			services, peers = true, true
 		}
-		timer.Stop()
 	}
+}
+
+// learn takes note of nodes that changed, and reports whether that is anything to the routes.
+func (w *network) learn(names []string) (changed bool) {
+	for _, name := range names {
+		o := w.n.desired.Node(name)
+		if name == w.n.cfg.Name {
+			cidr, ok := podCIDR(o)
+			changed = changed || !ok || w.pods == nil || cidr != w.cidr
+			continue
+		}
+		now, has := peerOf(o)
+		if old, had := w.peers[name]; had == has && old == now {
+			continue
+		}
+		changed = true
+		if has {
+			w.peers[name] = now
+		} else {
+			delete(w.peers, name)
+		}
+	}
+	return changed
 }
 
 // applyServices balances what the desired state lists, without the endpoints on nodes that gossip holds for dead.
@@ -167,7 +226,6 @@ func withhold(services []service.Service, d health.Decision) (live []service.Ser
 
 // applyPeers keeps the routes to the pods of the other nodes, and this node's CNI configuration.
 func (w *network) applyPeers() (faults string, err error) {
-	nodes := w.n.desired.Nodes()
 	own := w.n.desired.Node(w.n.cfg.Name)
 	cidr, ok := podCIDR(own)
 	if !ok {
@@ -185,8 +243,7 @@ func (w *network) applyPeers() (faults string, err error) {
 		}
 		w.pods, w.cidr = p, cidr
 	}
-	peers := peersOf(nodes, w.n.cfg.Name)
-	state, err := w.pods.Apply(peers)
+	state, err := w.pods.Apply(slices.SortedFunc(maps.Values(w.peers), func(a, b podnet.Peer) int { return a.IP.Compare(b.IP) }))
 	if err != nil {
 		w.setReady(err)
 		return "", err
@@ -235,18 +292,17 @@ func podCIDR(n *corev1.Node) (netip.Prefix, bool) {
 	return p, err == nil && p.Addr().Is4()
 }
 
-// peersOf lists the other nodes that have pods, in the order of their names.
-func peersOf(nodes []*corev1.Node, self string) (peers []podnet.Peer) {
-	for _, o := range nodes {
-		cidr, ok := podCIDR(o)
-		ip := internalIP(o)
-		if !ok || !ip.IsValid() || o.Name == self {
-			continue
-		}
-		peers = append(peers, podnet.Peer{Node: o.Name, IP: ip, PodCIDR: cidr})
+// peerOf is what routes to a node's pods need; false: it has none yet, or is not there (nil).
+func peerOf(o *corev1.Node) (podnet.Peer, bool) {
+	cidr, ok := podCIDR(o)
+	if !ok {
+		return podnet.Peer{}, false
 	}
-	slices.SortFunc(peers, func(a, b podnet.Peer) int { return a.IP.Compare(b.IP) })
-	return peers
+	ip := internalIP(o)
+	if !ip.IsValid() {
+		return podnet.Peer{}, false
+	}
+	return podnet.Peer{Node: o.Name, IP: ip, PodCIDR: cidr}, true
 }
 
 func internalIP(n *corev1.Node) netip.Addr {

@@ -295,13 +295,23 @@ func TestConfigReportsEveryFault(t *testing.T) {
 	}
 }
 
-func TestPeersOf(t *testing.T) {
+func TestPeerOf(t *testing.T) {
 	n := func(name, ip, cidr string) *corev1.Node {
 		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{PodCIDR: cidr},
 			Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: ip}}}}
 	}
-	got := peersOf([]*corev1.Node{n("c", "192.0.2.3", "10.244.3.0/24"), n("a", "192.0.2.1", "10.244.1.0/24"), n("b", "192.0.2.2", ""), n("d", "bad", "10.244.4.0/24")}, "a")
-	if len(got) != 1 || got[0].Node != "c" {
-		t.Errorf("got %+v, want c alone: a is this node, b has no range yet, d no address", got)
+	for _, tc := range []struct {
+		why  string
+		node *corev1.Node
+		want bool
+	}{
+		{"all is known", n("c", "192.0.2.3", "10.244.3.0/24"), true},
+		{"no range yet", n("b", "192.0.2.2", ""), false},
+		{"no address", n("d", "bad", "10.244.4.0/24"), false},
+		{"no node", nil, false},
+	} {
+		if got, ok := peerOf(tc.node); ok != tc.want || ok && got.Node != tc.node.Name {
+			t.Errorf("%s: %+v, %v", tc.why, got, ok)
+		}
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sort"
 	"sync"
 	"time"
@@ -65,12 +67,13 @@ type Store struct {
 	volumes    *table
 	tables     map[Kind]*table
 
-	// mu guards the items of all tables, tokens, records, dirty, subs, flushErr and seen.
+	// mu guards the items of all tables, tokens, records, dirty, subs, follows (and what they hold), flushErr and seen.
 	mu       sync.RWMutex
 	tokens   map[string]*authv1.TokenRequest
 	records  map[types.UID]*Record
 	dirty    map[dirtyKey]struct{}
 	subs     map[chan struct{}]map[Kind]bool
+	follows  map[*Changes]struct{}
 	flushErr error
 	seen     time.Time // see Saw
 
@@ -89,7 +92,7 @@ func newStore(log *slog.Logger) *Store {
 		log = slog.New(slog.DiscardHandler)
 	}
 	s := &Store{log: log, tokens: map[string]*authv1.TokenRequest{}, records: map[types.UID]*Record{},
-		dirty: map[dirtyKey]struct{}{}, subs: map[chan struct{}]map[Kind]bool{}, kick: make(chan struct{}, 1)}
+		dirty: map[dirtyKey]struct{}{}, subs: map[chan struct{}]map[Kind]bool{}, follows: map[*Changes]struct{}{}, kick: make(chan struct{}, 1)}
 	s.pods = newTable(s, Pods, func() object { return &corev1.Pod{} })
 	s.services = newTable(s, Services, func() object { return &corev1.Service{} })
 	s.slices = newTable(s, EndpointSlices, func() object { return &discoveryv1.EndpointSlice{} })
@@ -246,6 +249,58 @@ func (s *Store) Subscribe(kinds ...Kind) (<-chan struct{}, func()) {
 	}
 }
 
+// Changes tells which objects of one kind have changed, so that whoever has something for each of many does no more than what is
+// new. It holds a name for each object at most.
+type Changes struct {
+	// C receives after a change, and at first if there is anything.
+	C <-chan struct{}
+
+	s    *Store
+	kind Kind
+	c    chan struct{}
+	keys map[string]struct{} // guarded by s.mu
+}
+
+// Follow begins with all objects that there are.
+func (s *Store) Follow(kind Kind) *Changes {
+	f := &Changes{s: s, kind: kind, c: make(chan struct{}, 1), keys: map[string]struct{}{}}
+	f.C = f.c
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k := range s.tables[kind].items {
+		f.note(k)
+	}
+	s.follows[f] = struct{}{}
+	return f
+}
+
+// note is called with s.mu held.
+func (f *Changes) note(keys ...string) {
+	for _, k := range keys {
+		f.keys[k] = struct{}{}
+	}
+	select {
+	case f.c <- struct{}{}:
+	default:
+	}
+}
+
+// Take returns the keys (namespace/name, or name) of what has been added, changed or deleted since the last call, in no order.
+func (f *Changes) Take() []string {
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	out := slices.Collect(maps.Keys(f.keys))
+	clear(f.keys)
+	return out
+}
+
+// End ends the subscription.
+func (f *Changes) End() {
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	delete(f.s.follows, f)
+}
+
 // changed notes a change for the disk and for the subscribers. mu is held.
 func (s *Store) changed(kind Kind, keys ...string) {
 	for _, k := range keys {
@@ -257,6 +312,11 @@ func (s *Store) changed(kind Kind, keys ...string) {
 			case c <- struct{}{}:
 			default:
 			}
+		}
+	}
+	for f := range s.follows {
+		if f.kind == kind && len(keys) > 0 {
+			f.note(keys...)
 		}
 	}
 	if len(keys) > 0 {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -321,4 +322,46 @@ func FuzzRecord(f *testing.F) {
 			t.Fatalf("does not read what it writes: %v", err)
 		}
 	})
+}
+
+// Who follows a kind is told the names of what changed, once each, and nothing else.
+func TestFollow(t *testing.T) {
+	s := mustOpen(t, filepath.Join(t.TempDir(), "desired.db"))
+	node := func(name, version string) *corev1.Node {
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name), ResourceVersion: version}}
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(s.nodes.Replace([]any{node("a", "1"), node("b", "1")}, "1"))
+	f := s.Follow(Nodes)
+	defer f.End()
+	taken := func(want ...string) {
+		t.Helper()
+		select {
+		case <-f.C:
+		default:
+			t.Errorf("not told of %v", want)
+		}
+		if got := slices.Sorted(slices.Values(f.Take())); !slices.Equal(got, want) {
+			t.Errorf("told of %v, want %v", got, want)
+		}
+	}
+	taken("a", "b")
+	must(s.nodes.Add(node("a", "2")))
+	must(s.nodes.Add(node("a", "3")))
+	must(s.nodes.Delete(node("b", "4")))
+	must(s.pods.Add(pod("p")))
+	taken("a", "b")
+	must(s.nodes.Add(node("a", "3"))) // as it was
+	select {
+	case <-f.C:
+		t.Errorf("told of %v though nothing changed", f.Take())
+	default:
+	}
+	must(s.nodes.Replace([]any{node("c", "5")}, "5"))
+	taken("a", "c")
 }

@@ -12,6 +12,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+	watchtools "k8s.io/client-go/tools/watch"
 
 	"skein.io/skein/test/cputime"
 	"skein.io/skein/test/peers"
@@ -240,13 +243,22 @@ func (r *run) release(ctx context.Context, d *side, w workload, nodes, pods int)
 	if n := b.n.Load(); n != 0 {
 		return fmt.Errorf("%d pods were bound before they were released", n)
 	}
-	cpu, err := cputime.Of(d.Pids())
+	end := r.profile(d, w.name+"-waited", nodes)
+	defer end()
+	none := int64(0)
+	return r.measured(ctx, d, b, nodes, pods, w.name+": pods that waited bound a second", w.name+": CPU for each, us", func() error {
+		return d.k.CoreV1().Pods(namespace).Delete(ctx, "guard", metav1.DeleteOptions{GracePeriodSeconds: &none})
+	})
+}
+
+// measured reports how many pods a second are bound from the beginning of do until all are, and what CPU each takes.
+func (r *run) measured(ctx context.Context, d *side, b *bindings, nodes, pods int, rate, each string, do func() error) error {
+	before, err := cputime.Of(d.Pids())
 	if err != nil {
 		return err
 	}
-	none := int64(0)
 	began := time.Now()
-	if err := d.k.CoreV1().Pods(namespace).Delete(ctx, "guard", metav1.DeleteOptions{GracePeriodSeconds: &none}); err != nil {
+	if err := do(); err != nil {
 		return err
 	}
 	if err := b.await(ctx, pods); err != nil {
@@ -257,8 +269,8 @@ func (r *run) release(ctx context.Context, d *side, w workload, nodes, pods int)
 	if err != nil {
 		return err
 	}
-	r.r.rate(key(w.name+": pods that waited bound a second", nodes), d, pods, took)
-	r.r.put(key(w.name+": CPU for each, us", nodes), d.Name, float64((after-cpu).Microseconds())/float64(pods), lower)
+	r.r.rate(key(rate, nodes), d, pods, took)
+	r.r.put(key(each, nodes), d.Name, float64((after-before).Microseconds())/float64(pods), lower)
 	return nil
 }
 
@@ -276,27 +288,12 @@ func (r *run) stream(ctx context.Context, d *side, w workload, nodes, pods int) 
 		defer wg.Wait()
 		defer cancel()
 	}
-	before, err := cputime.Of(d.Pids())
-	if err != nil {
+	return r.measured(ctx, d, b, nodes, pods, w.name+": pods created and bound a second", w.name+": CPU for creating and binding each, us", func() error {
+		_, err := d.create(ctx, pods, func(i int) *corev1.Pod {
+			return labelled(w.pod(fmt.Sprintf("stream-%05d", i)), "bench-set", "stream")
+		})
 		return err
-	}
-	began := time.Now()
-	if _, err := d.create(ctx, pods, func(i int) *corev1.Pod {
-		return labelled(w.pod(fmt.Sprintf("stream-%05d", i)), "bench-set", "stream")
-	}); err != nil {
-		return err
-	}
-	if err := b.await(ctx, pods); err != nil {
-		return err
-	}
-	took := b.last.Load().Sub(began)
-	after, err := cputime.Of(d.Pids())
-	if err != nil {
-		return err
-	}
-	r.r.rate(key(w.name+": pods created and bound a second", nodes), d, pods, took)
-	r.r.put(key(w.name+": CPU for creating and binding each, us", nodes), d.Name, float64((after-before).Microseconds())/float64(pods), lower)
-	return nil
+	})
 }
 
 // churn makes and removes a node, a pod that fits nowhere and a Service once a second, as upstream's workload does.
@@ -333,13 +330,22 @@ func (r *run) latency(ctx context.Context, d *side, nodes int) error {
 	if err != nil {
 		return err
 	}
-	w, err := k.CoreV1().Pods(namespace).Watch(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName!="})
-	if err != nil {
-		return err
-	}
 	var mu sync.Mutex // guards both
 	made, bound := map[string]time.Time{}, map[string]time.Time{}
 	count := func() int { mu.Lock(); defer mu.Unlock(); return len(bound) }
+	opts := metav1.ListOptions{FieldSelector: "spec.nodeName!="}
+	list, err := k.CoreV1().Pods(namespace).List(ctx, opts)
+	if err != nil {
+		return err
+	}
+	w, err := watchtools.NewRetryWatcherWithContext(ctx, list.ResourceVersion, &cache.ListWatch{
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = opts.FieldSelector
+			return k.CoreV1().Pods(namespace).Watch(ctx, o)
+		}})
+	if err != nil {
+		return err
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for ev := range w.ResultChan() {

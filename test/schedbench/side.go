@@ -226,12 +226,16 @@ func (d *side) clear(ctx context.Context) error {
 
 // bindings counts the pods that a watch shows bound, without decoding them.
 type bindings struct {
-	n     atomic.Int64
-	first atomic.Pointer[time.Time]
-	last  atomic.Pointer[time.Time]
-	err   atomic.Pointer[error]
-	stop  func()
+	k    *kubernetes.Clientset
+	opts metav1.ListOptions // which pods
+	n    atomic.Int64
+	last atomic.Pointer[time.Time]
+	err  atomic.Pointer[error]
+	stop func()
 }
+
+// rewatches is how often a watch may end in one measure. A server ends one after half an hour, or if the reader is slow.
+const rewatches = 5
 
 // watch counts the pods that match and become bound from now on.
 func (d *side) watch(ctx context.Context, labels string) (*bindings, error) {
@@ -240,29 +244,59 @@ func (d *side) watch(ctx context.Context, labels string) (*bindings, error) {
 	if err != nil {
 		return nil, err
 	}
-	opts := metav1.ListOptions{FieldSelector: "spec.nodeName!=", LabelSelector: labels}
-	list, err := k.CoreV1().Pods(namespace).List(ctx, opts)
-	if err != nil {
-		return nil, err
-	}
+	b := &bindings{k: k, opts: metav1.ListOptions{FieldSelector: "spec.nodeName!=", LabelSelector: labels}}
 	ctx, cancel := context.WithCancel(ctx)
-	opts.ResourceVersion, opts.Watch = list.ResourceVersion, true
-	body, err := k.CoreV1().RESTClient().Get().Namespace(namespace).Resource("pods").VersionedParams(&opts, scheme.ParameterCodec).Stream(ctx)
+	body, err := b.begin(ctx)
 	if err != nil {
 		cancel()
 		return nil, err
 	}
-	b := &bindings{}
-	b.n.Store(int64(len(list.Items)))
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		defer body.Close()
-		if err := b.count(body); err != nil && ctx.Err() == nil {
+		for ends := 0; ; ends++ {
+			err := b.count(body)
+			body.Close()
+			if ctx.Err() != nil {
+				return
+			}
+			if ends < rewatches {
+				say("%s: the watch of bound pods ended: %v; watching again", d.Name, err)
+				if body, err = b.begin(ctx); err == nil {
+					continue
+				}
+			}
 			b.err.Store(&err)
+			return
 		}
 	})
 	b.stop = func() { cancel(); wg.Wait() }
 	return b, nil
+}
+
+// begin counts what is bound and watches from there.
+func (b *bindings) begin(ctx context.Context) (io.ReadCloser, error) {
+	list, err := b.k.CoreV1().Pods(namespace).List(ctx, b.opts)
+	if err != nil {
+		return nil, fmt.Errorf("list bound pods: %w", err)
+	}
+	b.bound(int64(len(list.Items)) - b.n.Load())
+	opts := b.opts
+	opts.ResourceVersion, opts.Watch = list.ResourceVersion, true
+	body, err := b.k.CoreV1().RESTClient().Get().Namespace(namespace).Resource("pods").VersionedParams(&opts, scheme.ParameterCodec).Stream(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("watch bound pods: %w", err)
+	}
+	return body, nil
+}
+
+// bound counts more pods.
+func (b *bindings) bound(more int64) {
+	if more <= 0 {
+		return
+	}
+	now := time.Now()
+	b.last.Store(&now)
+	b.n.Add(more)
 }
 
 func (b *bindings) count(body io.Reader) error {
@@ -271,11 +305,11 @@ func (b *bindings) count(body io.Reader) error {
 		if err := ev.Unmarshal(event); err != nil {
 			return err
 		}
-		if ev.Type == "ADDED" { // it has begun to match: it was bound
-			now := time.Now()
-			b.first.CompareAndSwap(nil, &now)
-			b.last.Store(&now)
-			b.n.Add(1)
+		switch ev.Type {
+		case "ADDED": // it has begun to match: it was bound
+			b.bound(1)
+		case "ERROR":
+			return fmt.Errorf("the server says %q", ev.Object.Raw)
 		}
 		return nil
 	})

@@ -17,6 +17,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -43,6 +46,11 @@ const (
 	managedBy = "endpointslice-controller.k8s.io"
 	// perSlice is upstream's default for endpoints in one slice.
 	perSlice = 100
+	// zonesSettle is how long a change of the zones waits for others before the
+	// Services whose hints no longer fit are looked for.
+	zonesSettle = 200 * time.Millisecond
+	// zonesKey is the key under which that is done: no Service has it.
+	zonesKey = ""
 )
 
 type sliceController struct {
@@ -60,6 +68,9 @@ type sliceController struct {
 	events   record.EventRecorder
 	podInf   cache.SharedIndexInformer
 	initErr  error
+
+	mu    sync.Mutex  // held while the topology is brought up to date
+	stale atomic.Bool // the topology is older than the nodes
 }
 
 // New returns the EndpointSlice controller.
@@ -171,14 +182,9 @@ func (c *sliceController) nodeChanged(old, cur *corev1.Node) {
 	if old != nil && cur != nil && nodeReady(old) == nodeReady(cur) && old.Labels[corev1.LabelTopologyZone] == cur.Labels[corev1.LabelTopologyZone] {
 		return
 	}
-	nodes, err := c.nodes.List(labels.Everything())
-	if err != nil {
-		return // a lister of a cache has no errors
-	}
-	c.topology.SetNodes(klog.Logger{}, nodes)
-	for _, key := range c.topology.GetOverloadedServices() {
-		c.queue.Add(key)
-	}
+	// The topology is worked out from all nodes: once for many changes.
+	c.stale.Store(true)
+	c.queue.AddAfter(zonesKey, zonesSettle)
 	if old != nil || cur == nil {
 		return
 	}
@@ -191,6 +197,21 @@ func (c *sliceController) nodeChanged(old, cur *corev1.Node) {
 	}
 }
 
+// refresh brings the topology up to date with the nodes.
+func (c *sliceController) refresh() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.stale.Swap(false) {
+		return nil
+	}
+	nodes, err := c.nodes.List(labels.Everything())
+	if err != nil {
+		return err
+	}
+	c.topology.SetNodes(klog.Logger{}, nodes)
+	return nil
+}
+
 func nodeReady(n *corev1.Node) bool {
 	for _, cond := range n.Status.Conditions {
 		if cond.Type == corev1.NodeReady {
@@ -201,6 +222,15 @@ func nodeReady(n *corev1.Node) bool {
 }
 
 func (c *sliceController) sync(_ context.Context, key string) error {
+	if err := c.refresh(); err != nil {
+		return err
+	}
+	if key == zonesKey {
+		for _, key := range c.topology.GetOverloadedServices() {
+			c.queue.Add(key)
+		}
+		return nil
+	}
 	ns, svcName, err := cache.SplitMetaNamespaceKey(key)
 	if err != nil {
 		return err
