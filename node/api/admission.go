@@ -46,6 +46,8 @@ func (b *build) buildAdmission() error {
 		return fmt.Errorf("admission: %w", err)
 	}
 	o := b.cfg.Access.AdmissionOptions()
+	// Before upstream's, which measure: what is spared counts as done.
+	o.GenericAdmission.Decorators = append(admission.Decorators{admission.DecoratorFunc(b.withoutHooks)}, o.GenericAdmission.Decorators...)
 
 	tolerationFlags.Lock()
 	defer tolerationFlags.Unlock()

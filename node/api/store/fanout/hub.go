@@ -21,7 +21,7 @@ const (
 	// rousedAtOnce is how many watchers are woken at once for each processor, and breath the pause after them: a thousand watchers with
 	// something to tell are a thousand goroutines in front of each step of anybody's request.
 	rousedAtOnce = 16
-	breath       = time.Millisecond
+	breath       = 2 * time.Millisecond
 )
 
 // hub watches all keys of a resource and hands each event to the watchers whom it may concern.
