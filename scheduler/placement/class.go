@@ -35,6 +35,9 @@ type class struct {
 	refusals  []verdict // what answer.refusal is an index of, less one
 	imagesGen uint64
 	used      uint64
+
+	weighsScalars bool // see there
+	devicesGen    uint64
 }
 
 type classKey struct {
@@ -86,6 +89,10 @@ func (s *Snapshot) classOf(pod *v1.Pod, rules *Profile) *class {
 	c.used = cc.tick
 	if c.imagesGen != s.imagesGen {
 		c.imagesGen = s.imagesGen
+		clear(c.answers)
+	}
+	if c.weighsScalars && c.devicesGen != s.devices.gen {
+		c.devicesGen = s.devices.gen
 		clear(c.answers)
 	}
 	if n := len(s.versions); len(c.answers) < n {
@@ -147,7 +154,7 @@ func newClass(pod *v1.Pod, rules *Profile) *class {
 	if a := pod.Spec.Affinity; a != nil && a.NodeAffinity != nil && len(a.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution) > 0 {
 		c.preferred, c.unparsed = nodeaffinity.NewPreferredSchedulingTerms(a.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution)
 	}
-	c.fit, c.balance = newFitScorer(rules, &c.info), newBalancer(rules)
+	c.fit, c.balance, c.weighsScalars = newFitScorer(rules, &c.info), newBalancer(rules), weighsScalars(rules, &c.info)
 	return c
 }
 

@@ -27,7 +27,12 @@ type devices struct {
 	taken   map[structured.DeviceID]int                 // by how many allocations; more than one only while events cross
 	shares  map[structured.SharedDeviceID]int           // likewise
 	state   structured.AllocatedState                   // the same, as the library wants it
-	exprs   *cel.Cache                                  // made with the first claim that is to be allocated
+	exprs   *cel.Cache                                  // made when it is first needed
+
+	// matches remembers which devices are of which class: only of resources that
+	// a profile weighs.
+	matches map[*resourceapi.ResourceSlice]map[*resourceapi.DeviceClass]classMatch
+	gen     uint64 // grows with every change that such a weight depends on
 }
 
 func newDevices() devices {
@@ -40,6 +45,7 @@ func newDevices() devices {
 		pending: map[types.UID]*resourceapi.AllocationResult{},
 		taken:   map[structured.DeviceID]int{},
 		shares:  map[structured.SharedDeviceID]int{},
+		matches: map[*resourceapi.ResourceSlice]map[*resourceapi.DeviceClass]classMatch{},
 		state: structured.AllocatedState{
 			AllocatedDevices:         sets.New[structured.DeviceID](),
 			AllocatedSharedDeviceIDs: sets.New[structured.SharedDeviceID](),
@@ -64,6 +70,7 @@ func (s *Snapshot) RemoveDeviceClass(name string) {
 // answered before may not hold any more.
 func (s *Snapshot) backingChanged() {
 	s.devices.mapResources()
+	clear(s.devices.matches)
 	s.classes = newClassCache()
 }
 
@@ -88,14 +95,20 @@ func (d *devices) mapResources() {
 
 // SetResourceSlice adds a list of devices or replaces what was known of it.
 func (s *Snapshot) SetResourceSlice(slice *resourceapi.ResourceSlice) {
+	s.devices.forgetSlice(slice.Name)
 	s.devices.slices[slice.Name] = slice
-	s.devices.list = nil
 }
 
 // RemoveResourceSlice forgets a list of devices.
 func (s *Snapshot) RemoveResourceSlice(name string) {
-	delete(s.devices.slices, name)
-	s.devices.list = nil
+	s.devices.forgetSlice(name)
+}
+
+func (d *devices) forgetSlice(name string) {
+	delete(d.matches, d.slices[name])
+	delete(d.slices, name)
+	d.list = nil
+	d.gen++
 }
 
 func (d *devices) allSlices() []*resourceapi.ResourceSlice {
@@ -208,6 +221,7 @@ func (d *devices) settle(uid types.UID) {
 // count adds sign times an allocation to what is taken. Devices that an
 // administrator looks at are not taken by that.
 func (d *devices) count(allocation *resourceapi.AllocationResult, sign int) {
+	d.gen++
 	for i := range allocation.Devices.Results {
 		r := &allocation.Devices.Results[i]
 		if r.AdminAccess != nil && *r.AdminAccess {
@@ -257,12 +271,16 @@ func (l classLister) Get(name string) (*resourceapi.DeviceClass, error) {
 // allocator makes what allocates claims on single nodes in the present state.
 // The features are those that are on by default in Kubernetes 1.36.
 func (d *devices) allocator() (structured.Allocator, error) {
-	if d.exprs == nil {
-		// The ten most recent expressions are kept compiled, as upstream does.
-		d.exprs = cel.NewCache(10, cel.Features{EnableConsumableCapacity: true})
-	}
 	return structured.NewAllocator(background, structured.Features{
 		AdminAccess: true, PrioritizedList: true, PartitionableDevices: true,
 		DeviceTaints: true, DeviceBindingAndStatus: true, ConsumableCapacity: true,
-	}, d.state, classLister(d.classes), d.allSlices(), d.exprs)
+	}, d.state, classLister(d.classes), d.allSlices(), d.expressions())
+}
+
+// expressions keeps the ten most recent ones compiled, as upstream does.
+func (d *devices) expressions() *cel.Cache {
+	if d.exprs == nil {
+		d.exprs = cel.NewCache(10, cel.Features{EnableConsumableCapacity: true})
+	}
+	return d.exprs
 }

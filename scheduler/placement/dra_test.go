@@ -335,3 +335,13 @@ func TestSharedDevices(t *testing.T) {
 		t.Errorf("after all was given back %s, want %s", got, empty)
 	}
 }
+
+// A claim is not given up for a node that lacks the pod's other devices.
+func TestNothingIsReleasedInVain(t *testing.T) {
+	s := devicesOf(mkDeviceClass("gpu"), mkDeviceClass("nic"), mkSlice("a", "gpu", 1),
+		mkDeviceClaim("c", exactly("gpu", 1), allocated("elsewhere", "gpu", 0)), mkDeviceClaim("d", exactly("nic", 1)))
+	d, err := s.Place(Request{Pod: mkPod("p", "1", "1Gi", claiming("c", "d"))}, rnd())
+	if err != nil || d.Release != nil || d.Refusal == nil || !strings.Contains(d.Refusal.Error(), "2 cannot allocate all claims. still not schedulable") {
+		t.Errorf("%+v %v", d, err)
+	}
+}

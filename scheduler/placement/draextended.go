@@ -3,6 +3,7 @@ package placement
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 
 	v1 "k8s.io/api/core/v1"
@@ -17,11 +18,18 @@ import (
 // (pkg/scheduler/framework/plugins/dynamicresources/extendeddynamicresources.go):
 // drivers and the agent read them.
 
-// backedByDevices reports whether the pod requests such a resource.
+// backedByDevices reports whether the pod requests such a resource. It does
+// not matter that the profile has NodeResourcesFit ignore it.
 func (p *plan) backedByDevices() bool {
-	return len(p.s.devices.backing) > 0 && slices.ContainsFunc(p.class.scalars, func(w scalarWant) bool {
-		return w.want > 0 && p.s.devices.backing[w.name] != nil
-	})
+	if len(p.s.devices.backing) == 0 {
+		return false
+	}
+	for name, want := range p.info.request.Scalars {
+		if want > 0 && p.s.devices.backing[name] != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // leftToDevices reports whether the resource is not the node's to give, but
@@ -49,9 +57,9 @@ func specialClaim(pod *v1.Pod) *resourceapi.ResourceClaim {
 // devices, and which container uses which request. Containers that run to
 // their end before others start use the devices of those.
 func (p *plan) specialRequests(n *node) (requests []resourceapi.DeviceRequest, mappings []v1.ContainerExtendedResourceRequest) {
-	for _, want := range p.class.scalars { // sorted by name
-		if want.want > 0 && p.leftToDevices(n, want.name) {
-			r, m := requestsFor(p.pod, want.name, p.s.devices.backing[want.name].Name)
+	for _, name := range slices.Sorted(maps.Keys(p.info.request.Scalars)) {
+		if p.info.request.Scalars[name] > 0 && p.leftToDevices(n, name) {
+			r, m := requestsFor(p.pod, name, p.s.devices.backing[name].Name)
 			requests, mappings = append(requests, r...), append(mappings, m...)
 		}
 	}

@@ -133,7 +133,7 @@ func TestRequestsOfContainers(t *testing.T) {
 			"container-1-request-0:1 | s=container-1-request-0 i=container-1-request-0"},
 	} {
 		pod := &v1.Pod{Spec: v1.PodSpec{InitContainers: tc.init, Containers: tc.main, Overhead: nil}}
-		p := &plan{s: devicesOf(mkDeviceClass("k", backing("x.io/r"))), pod: pod, class: &class{scalars: []scalarWant{{name: "x.io/r", want: 1}}}}
+		p := &plan{s: devicesOf(mkDeviceClass("k", backing("x.io/r"))), pod: pod, info: &podInfo{request: Resources{Scalars: map[v1.ResourceName]int64{"x.io/r": 1}}}}
 		requests, mappings := p.specialRequests(p.s.nodes["a"])
 		var out []string
 		for _, r := range requests {
@@ -147,4 +147,54 @@ func TestRequestsOfContainers(t *testing.T) {
 			t.Errorf("%s: %s, want %s", tc.what, got, tc.want)
 		}
 	}
+}
+
+// A resource that the profile has NodeResourcesFit ignore is had of devices all the same.
+func TestIgnoredResourceByDevices(t *testing.T) {
+	const gpu = v1.ResourceName("example.com/gpu")
+	settings := DefaultSettings()
+	settings.IgnoredGroups = []string{"example.com"}
+	profile, err := NewProfile(settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := devicesOf(mkDeviceClass("gpu", backing(string(gpu))), mkSlice("b", "gpu", 1))
+	d, err := s.Place(Request{Pod: mkPod("p", "1", "1Gi", requesting(gpu, 1)), Profile: profile}, rnd())
+	if err != nil || d.Node != "b" || given(d.Devices) != "container-0-request-1=b/d0" {
+		t.Errorf("node %q, devices %q, %v %v", d.Node, given(d.Devices), d.Refusal, err)
+	}
+}
+
+// A profile may weigh a resource that devices stand for: what is free of them counts, as of now.
+func TestDevicesAreWeighed(t *testing.T) {
+	const gpu = v1.ResourceName("example.com/gpu")
+	settings := DefaultSettings()
+	settings.Weights = Weights{Fit: 1}
+	settings.Resources = []ResourceWeight{{Name: gpu, Weight: 1}}
+	profile, err := NewProfile(settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := devicesOf(mkDeviceClass("gpu", backing(string(gpu))), mkSlice("a", "gpu", 4), mkSlice("a", "nic", 4), mkSlice("b", "gpu", 4), mkDeviceClaim("c", exactly("gpu", 1), allocated("b", "gpu", 0)))
+	req := Request{Pod: mkPod("p", "1", "1Gi", requesting(gpu, 1)), Profile: profile}
+	check := func(a, b int64) {
+		t.Helper()
+		got, err := s.Explain(req)
+		if err != nil || got[0].Scores.Fit != a || got[1].Scores.Fit != b {
+			t.Errorf("%+v %v, want %d and %d", got, err, a, b)
+		}
+		better := "a"
+		if b > a {
+			better = "b"
+		}
+		if d, err := s.Place(req, rnd()); err != nil || d.Node != better {
+			t.Errorf("placed on %q, %v; %s is better", d.Node, err, better)
+		}
+	}
+	check(75, 50)
+	s.SetResourceClaim(mkDeviceClaim("d", exactly("gpu", 1), allocated("a", "gpu", 0)))
+	s.SetResourceClaim(mkDeviceClaim("e", exactly("gpu", 1), allocated("a", "gpu", 1)))
+	check(25, 50)
+	s.SetResourceSlice(mkSlice("a", "gpu", 10))
+	check(70, 50)
 }

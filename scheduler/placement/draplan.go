@@ -206,16 +206,6 @@ func (p *plan) findDevices(n *node) *nodeDevices {
 		found.reason = reasonStaleSpecial
 		return found
 	}
-	unavailable := false
-	for i := range d.wanted {
-		if w := &d.wanted[i]; w.broken || w.nodes != nil && !w.nodes.Match(n.obj) {
-			unavailable = true
-			if d.unavailable == nil {
-				d.unavailable = map[int]bool{}
-			}
-			d.unavailable[i] = true
-		}
-	}
 	claims := make([]*resourceapi.ResourceClaim, 0, len(d.wanted)+1)
 	for i := range d.wanted {
 		if d.wanted[i].claim.Status.Allocation == nil {
@@ -232,8 +222,17 @@ func (p *plan) findDevices(n *node) *nodeDevices {
 	if len(claims) > 0 {
 		found.results, found.reason = d.allocate(n, claims)
 	}
-	if found.reason == "" && unavailable {
-		found.reason = reasonClaimElsewhere
+	if found.reason != "" {
+		return found // whatever the claims that are allocated: to give them up would not help
+	}
+	for i := range d.wanted {
+		if w := &d.wanted[i]; w.broken || w.nodes != nil && !w.nodes.Match(n.obj) {
+			found.reason = reasonClaimElsewhere
+			if d.unavailable == nil {
+				d.unavailable = map[int]bool{}
+			}
+			d.unavailable[i] = true
+		}
 	}
 	return found
 }

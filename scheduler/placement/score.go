@@ -68,7 +68,7 @@ func (p *plan) score(found []option, details []Scores) ([]int64, error) {
 	if w.InterPod > 0 && p.interPodScores(found, raw) {
 		add(w.InterPod, func(s *Scores) *int64 { return &s.InterPod })
 	}
-	if w.Devices > 0 && p.devices != nil {
+	if w.Devices > 0 && p.devices != nil && p.devices.allocator != nil {
 		for i := range found {
 			raw[i] = p.devices.score(found[i].node)
 		}

@@ -2,6 +2,7 @@ package placement
 
 import (
 	"math"
+	"slices"
 
 	v1 "k8s.io/api/core/v1"
 )
@@ -100,11 +101,14 @@ func (n *node) scoredUse(name v1.ResourceName) int64 {
 func (f *fitScorer) score(p *plan, n *node) int64 {
 	var sum, weights int64
 	for i, r := range p.rules.Resources {
-		alloc := n.alloc.of(r.Name)
-		if alloc == 0 || f.own[i] == 0 && isScalar(r.Name) {
+		if f.own[i] == 0 && isScalar(r.Name) {
 			continue // a node is not judged by extended resources that the pod does not want
 		}
-		used := n.scoredUse(r.Name) + f.own[i]
+		alloc, used := p.offered(n, r.Name, n.scoredUse(r.Name))
+		if alloc == 0 {
+			continue
+		}
+		used += f.own[i]
 		var score int64
 		switch p.rules.Strategy {
 		case LeastAllocated:
@@ -162,15 +166,31 @@ func newBalancer(rules *Profile) balancer {
 func (b *balancer) score(p *plan, n *node) int64 {
 	b.with, b.without = b.with[:0], b.without[:0]
 	for _, name := range p.rules.Balanced {
-		own, alloc := p.info.request.of(name), n.alloc.of(name)
-		if alloc == 0 || own == 0 && isScalar(name) {
+		own := p.info.request.of(name)
+		if own == 0 && isScalar(name) {
 			continue
 		}
-		used := n.used.of(name)
+		alloc, used := p.offered(n, name, n.used.of(name))
+		if alloc == 0 {
+			continue
+		}
 		b.with = append(b.with, min(float64(used+own)/float64(alloc), 1))
 		b.without = append(b.without, min(float64(used)/float64(alloc), 1))
 	}
 	return betterBy(evenness(b.with) - evenness(b.without))
+}
+
+// weighsScalars reports whether the profile scores nodes by a resource, counted
+// by name, that the pod requests: devices may stand for it.
+func weighsScalars(rules *Profile, info *podInfo) bool {
+	for _, r := range rules.Resources {
+		if isScalar(r.Name) && info.scoredRequest(r.Name) != 0 {
+			return true
+		}
+	}
+	return slices.ContainsFunc(rules.Balanced, func(name v1.ResourceName) bool {
+		return isScalar(name) && info.request.of(name) != 0
+	})
 }
 
 // evenness is 100 less the standard deviation, in percent.

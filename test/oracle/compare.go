@@ -24,9 +24,9 @@ type judge struct {
 
 // tally says how often a rule had something to say: a comparison of nothing proves nothing.
 type tally struct {
-	Worlds, Pods, Nodes, Unfit, Evictions int
-	Refusals, Scores                      map[string]int
-	Accepted                              map[string]int
+	Worlds, Pods, Nodes, Unfit, Evictions, Allocations int
+	Refusals, Scores                                   map[string]int
+	Accepted                                           map[string]int
 }
 
 func newJudge(ctx context.Context) (*judge, error) {
@@ -74,9 +74,16 @@ func (j *judge) comparePod(w *world, u *upstream, s *placement.Snapshot, profile
 	if err != nil {
 		return fmt.Errorf("ours: %w", err)
 	}
+	if want.Failed != "" {
+		return j.compareFailure(want, got)
+	}
 	j.count(want)
 	if want.Accepted != "" {
 		j.tally.Accepted[want.Accepted]++
+	}
+	if ignoredRefused(want) {
+		j.tally.Accepted["device-ignored"]++
+		return nil
 	}
 	var errs []error
 	differ := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -95,8 +102,20 @@ func (j *judge) comparePod(w *world, u *upstream, s *placement.Snapshot, profile
 		j.tally.Accepted["spread-empty-selector"]++
 		return nil
 	}
+	if len(errs) == 0 && decision.Node != "" {
+		if err := j.compareDevices(u, &decision, pod); err != nil {
+			differ("%w", err)
+		}
+	}
+	if len(errs) > 0 && laterFailure(w, pod) {
+		j.tally.Accepted["device-failed-later"]++
+		return nil
+	}
 	if decision.Node != "" || want.Message == "" {
 		return errors.Join(errs...)
+	}
+	if err := compareRelease(want, &decision); err != nil {
+		differ("%w", err)
 	}
 	before := len(errs)
 	if want.Eligible && !reflect.DeepEqual(got.Options, want.Options) {
@@ -117,6 +136,29 @@ func (j *judge) comparePod(w *world, u *upstream, s *placement.Snapshot, profile
 		errs = errs[:before]
 	}
 	return errors.Join(errs...)
+}
+
+// ignoredRefused is true if DynamicResources refused for a resource that is not its own, and NodeResourcesFit is told to ignore.
+func ignoredRefused(want *answer) bool {
+	for _, n := range want.Nodes {
+		if n.Filter == string(placement.DynamicResources) && slices.Contains(n.Reasons, "cannot fit resource") {
+			return true
+		}
+	}
+	return false
+}
+
+// compareFailure looks for the error that ends upstream's attempt among what ours says of single nodes.
+func (j *judge) compareFailure(want, got *answer) error {
+	for _, n := range got.Nodes {
+		for _, reason := range n.Reasons {
+			if n.Filter == string(placement.DynamicResources) && strings.Contains(want.Failed, reason) {
+				j.tally.Accepted["device-error"]++
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("upstream fails: %s\nours %v", want.Failed, got.Nodes)
 }
 
 // sameNode compares what was said about one node. Upstream iterates over extended resources in random order.
@@ -221,6 +263,7 @@ func (j *judge) count(a *answer) {
 
 func (t *tally) add(o *tally) {
 	t.Worlds, t.Pods, t.Nodes, t.Unfit, t.Evictions = t.Worlds+o.Worlds, t.Pods+o.Pods, t.Nodes+o.Nodes, t.Unfit+o.Unfit, t.Evictions+o.Evictions
+	t.Allocations += o.Allocations
 	for _, m := range []struct{ to, from map[string]int }{{t.Refusals, o.Refusals}, {t.Scores, o.Scores}, {t.Accepted, o.Accepted}} {
 		for k, v := range m.from {
 			m.to[k] += v
@@ -237,6 +280,6 @@ func (t *tally) String() string {
 		}
 		return strings.Join(out, ", ")
 	}
-	return fmt.Sprintf("%d clusters, %d pods, %d verdicts on nodes; %d pods fit nowhere, %d evictions planned\nrefused by: %s\nscored above 0 by: %s\naccepted: %s",
-		t.Worlds, t.Pods, t.Nodes, t.Unfit, t.Evictions, table(t.Refusals), table(t.Scores), table(t.Accepted))
+	return fmt.Sprintf("%d clusters, %d pods, %d verdicts on nodes; %d pods fit nowhere, %d evictions planned, %d claims allocated\nrefused by: %s\nscored above 0 by: %s\naccepted: %s",
+		t.Worlds, t.Pods, t.Nodes, t.Unfit, t.Evictions, t.Allocations, table(t.Refusals), table(t.Scores), table(t.Accepted))
 }

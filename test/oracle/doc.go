@@ -5,7 +5,9 @@
 //   - for every feasible node the weighted score of every plugin, and so the ranking before the tie is broken;
 //   - the message that is written to the pod;
 //   - for a pod that fits nowhere: on which nodes eviction would make room, the victims in their order, how many disruption
-//     budgets that breaks, which node is taken, and what is said if there is none.
+//     budgets that breaks, which node is taken, and what is said if there is none;
+//   - of dynamic resources, which devices the pod's claims get on its node, which claim is made for its extended resources, and
+//     which one is given up if it fits nowhere.
 //
 // Where the answers differ on purpose is listed with the reason in accepted.md; nothing else is let through. `make oracle`
 // asks about 20,000 clusters; CASES and SEED change that. A failure prints its seed and writes the smallest cluster that

@@ -102,6 +102,10 @@ func generate(seed uint64, profiles int) *world {
 		}
 		w.Asked = append(w.Asked, p)
 	}
+	g.Rand = rand.New(rand.NewPCG(seed, 3)) // what comes before is the same with devices and without
+	if g.chance(35) {
+		g.devices()
+	}
 	return w
 }
 

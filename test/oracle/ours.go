@@ -2,6 +2,7 @@ package oracle
 
 import (
 	"math/rand/v2"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,6 +21,7 @@ func snapshotOf(w *world) *placement.Snapshot {
 		s.SetNode(n)
 	}
 	setStorage(s, &w.Storage)
+	setDevices(s, &w.Devices)
 	for _, p := range w.Pods {
 		if p.Spec.NodeName != "" {
 			s.SetPod(p, p.Spec.NodeName)
@@ -51,6 +53,30 @@ func setStorage(s *placement.Snapshot, st *storage) {
 	}
 	for _, o := range st.Attachments {
 		s.SetAttachment(o)
+	}
+}
+
+func setDevices(s *placement.Snapshot, set *deviceSet) {
+	for _, o := range set.Slices {
+		s.SetResourceSlice(o)
+	}
+	for _, o := range set.Claims {
+		s.SetResourceClaim(o)
+	}
+	for _, o := range set.Classes {
+		s.SetDeviceClass(o)
+	}
+}
+
+func removeDevices(s *placement.Snapshot, set *deviceSet) {
+	for _, o := range set.Classes {
+		s.RemoveDeviceClass(o.Name)
+	}
+	for _, o := range set.Claims {
+		s.RemoveResourceClaim(o)
+	}
+	for _, o := range set.Slices {
+		s.RemoveResourceSlice(o.Name)
 	}
 }
 
@@ -119,6 +145,8 @@ func change(s *placement.Snapshot, from, to *world) {
 	}
 	removeStorage(s, &from.Storage)
 	setStorage(s, &to.Storage)
+	removeDevices(s, &from.Devices)
+	setDevices(s, &to.Devices)
 	for _, n := range from.Nodes {
 		if !nodes[n.Name] {
 			s.RemoveNode(n.Name)
@@ -184,7 +212,7 @@ func requestOf(w *world, profile *placement.Profile, pod *v1.Pod) placement.Requ
 			services = append(services, s)
 		}
 	}
-	return placement.Request{Pod: pod, Profile: profile, Peers: placement.DefaultSelector(pod, services, workload(w, pod)), Budgets: w.Budgets}
+	return placement.Request{Pod: pod, Profile: profile, Peers: placement.DefaultSelector(pod, services, workload(w, pod)), Budgets: w.Budgets, Now: time.Now()}
 }
 
 // askOurs puts the same question to placement. chosen is the node on which others would be evicted.
@@ -224,7 +252,7 @@ func scoresOf(s *placement.Scores) map[string]int64 {
 	out := map[string]int64{}
 	for name, score := range map[string]int64{
 		"TaintToleration": s.Taints, "NodeAffinity": s.NodeAffinity, "PodTopologySpread": s.Spread, "InterPodAffinity": s.InterPod,
-		"NodeResourcesFit": s.Fit, "NodeResourcesBalancedAllocation": s.Balanced, "ImageLocality": s.ImageLocality,
+		"NodeResourcesFit": s.Fit, "NodeResourcesBalancedAllocation": s.Balanced, "ImageLocality": s.ImageLocality, "DynamicResources": s.Devices,
 	} {
 		if score != 0 {
 			out[name] = score

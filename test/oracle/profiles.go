@@ -14,6 +14,8 @@ type profilePair struct {
 	ours     *placement.Profile
 }
 
+const packed = 1 // the profile of that name, which weighs an extended resource
+
 // configuration is read by both, each in its own way. The first profile is the default one; the others turn everything that a
 // profile can turn.
 const configuration = `
@@ -41,6 +43,7 @@ profiles:
         - {name: cpu, weight: 3}
         - {name: memory, weight: 1}
         - {name: example.com/gpu, weight: 5}
+        - {name: deviceclass.resource.kubernetes.io/card, weight: 4}
         - {name: ephemeral-storage, weight: 2}
   - name: NodeResourcesBalancedAllocation
     args:

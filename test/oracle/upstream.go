@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
@@ -36,6 +37,11 @@ type upstream struct {
 	preemption *defaultpreemption.DefaultPreemption
 	devices    fwk.PostFilterPlugin // DynamicResources, which may give claims back
 	current    *current
+
+	dra            *draManager
+	devicePlugin   fwk.Plugin // DynamicResources, whatever the profile asks it
+	filtersDevices bool
+	state          fwk.CycleState // of the last question
 }
 
 // current is the case at hand, as the plugins look at it.
@@ -57,11 +63,14 @@ func newUpstream(ctx context.Context, profile *config.KubeSchedulerProfile) (*up
 	metrics.Register()
 	client := fake.NewSimpleClientset()
 	u := &upstream{ctx: ctx, factory: informers.NewSharedInformerFactory(client, 0), current: &current{Snapshot: schedcache.NewEmptySnapshot()}}
-	claims := assumecache.NewAssumeCache(klog.FromContext(ctx), u.factory.Resource().V1().ResourceClaims().Informer(), "ResourceClaim", "", nil)
+	claims := assumecache.NewAssumeCache(klog.FromContext(ctx), nil, "ResourceClaim", "", nil)
 	slicesOf, err := resourceslicetracker.StartTracker(ctx, resourceslicetracker.Options{SliceInformer: u.factory.Resource().V1().ResourceSlices(), KubeClient: client})
 	if err != nil {
 		return nil, err
 	}
+	u.dra = &draManager{DefaultDRAManager: dynamicresources.NewDRAManager(ctx, claims, slicesOf, u.factory), assumed: claims}
+	u.dra.tracker.ResourceClaimTracker = u.dra.DefaultDRAManager.ResourceClaims()
+	u.dra.answerWrites(client)
 	registry := plugins.NewInTreeRegistry()
 	keep := func(name string, note func(fwk.Plugin)) {
 		inner := registry[name]
@@ -74,11 +83,11 @@ func newUpstream(ctx context.Context, profile *config.KubeSchedulerProfile) (*up
 		}
 	}
 	keep(names.DefaultPreemption, func(p fwk.Plugin) { u.preemption = p.(*defaultpreemption.DefaultPreemption) })
-	keep(names.DynamicResources, func(p fwk.Plugin) { u.devices = p.(fwk.PostFilterPlugin) })
+	keep(names.DynamicResources, func(p fwk.Plugin) { u.devices, u.devicePlugin = p.(fwk.PostFilterPlugin), p })
 	u.framework, err = frameworkruntime.NewFramework(ctx, registry, profile,
 		frameworkruntime.WithClientSet(client),
 		frameworkruntime.WithInformerFactory(u.factory),
-		frameworkruntime.WithSharedDRAManager(dynamicresources.NewDRAManager(ctx, claims, slicesOf, u.factory)),
+		frameworkruntime.WithSharedDRAManager(u.dra),
 		frameworkruntime.WithSharedCSIManager(nodevolumelimits.NewCSIManager(u.factory.Storage().V1().CSINodes().Lister())),
 		frameworkruntime.WithSnapshotSharedLister(u.current),
 		frameworkruntime.WithPodNominator(u.current),
@@ -97,6 +106,7 @@ func newUpstream(ctx context.Context, profile *config.KubeSchedulerProfile) (*up
 	if !after[names.DynamicResources] {
 		u.devices = nil
 	}
+	u.filtersDevices = slices.ContainsFunc(u.framework.ListPlugins().Filter.Enabled, func(p config.Plugin) bool { return p.Name == names.DynamicResources })
 	return u, nil
 }
 
@@ -140,7 +150,7 @@ func (u *upstream) show(w *world) error {
 			return err
 		}
 	}
-	return nil
+	return u.showDevices(&w.Devices)
 }
 
 func anys[T any](in []T) []any {
@@ -158,6 +168,8 @@ type answer struct {
 	Options  map[string]option // by node, of a pod that fits nowhere
 	Eligible bool              // the pod may evict others
 	Accepted string            // the entry of accepted.md that changed what upstream says
+	Released map[string]bool   // claims of which one is given up, "" for none; nil if that was not asked
+	Failed   string            // the whole attempt ended with this error of a node's devices
 }
 
 type nodeAnswer struct {
@@ -176,6 +188,7 @@ type option struct {
 // ask runs one scheduling cycle up to the choice among equals, as schedulePod and Evaluator.Preempt do.
 func (u *upstream) ask(w *world, pod *v1.Pod) (*answer, string, error) {
 	state := framework.NewCycleState()
+	u.state = state
 	all, err := u.current.Snapshot.List()
 	if err != nil {
 		return nil, "", err
@@ -205,6 +218,9 @@ func (u *upstream) ask(w *world, pod *v1.Pod) (*answer, string, error) {
 				feasible = append(feasible, n)
 			case verdict.IsRejected():
 				status.Set(n.Node().Name, verdict)
+			case verdict.Plugin() == names.DynamicResources:
+				out.Failed = verdict.AsError().Error()
+				return out, "", nil
 			default:
 				return nil, "", fmt.Errorf("filter on %s: %w", n.Node().Name, verdict.AsError())
 			}
@@ -229,6 +245,9 @@ func (u *upstream) ask(w *world, pod *v1.Pod) (*answer, string, error) {
 		switch {
 		case s.IsRejected():
 			said = s.Reasons()
+			if len(pod.Spec.ResourceClaims) > 0 || len(w.Devices.Classes) > 0 {
+				out.Released = u.releases(state, pod)
+			}
 		case wholeMessage != "" && !s.IsSuccess():
 			out.Accepted, said = "postfilter-not-found", []string{"no new claims to deallocate"}
 		default:
@@ -236,6 +255,10 @@ func (u *upstream) ask(w *world, pod *v1.Pod) (*answer, string, error) {
 		}
 	}
 	chosen, told, err := u.preempt(state, w, pod, status, out)
+	if err != nil && strings.Contains(err.Error(), strconv.Quote(names.DynamicResources)) {
+		out.Accepted = "device-error" // when evictions were tried; nothing is said then
+		return out, "", nil
+	}
 	if err != nil {
 		return nil, "", err
 	}

@@ -8,6 +8,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	v1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	resourceapi "k8s.io/api/resource/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"sigs.k8s.io/yaml"
 )
@@ -26,7 +27,8 @@ type world struct {
 	StatefulSets []*appsv1.StatefulSet           `json:"statefulSets,omitempty"`
 	Budgets      []*policyv1.PodDisruptionBudget `json:"budgets,omitempty"`
 
-	Storage storage `json:"storage"`
+	Storage storage   `json:"storage"`
+	Devices deviceSet `json:"devices"`
 
 	Asked []*v1.Pod `json:"asked,omitempty"`
 }
@@ -61,6 +63,9 @@ func shrink(w *world, fails func(*world) bool) *world {
 			without(func(w *world) *[]*v1.PersistentVolume { return &w.Storage.Volumes }),
 			without(func(w *world) *[]*v1.PersistentVolumeClaim { return &w.Storage.Claims }),
 			without(func(w *world) *[]*storagev1.CSINode { return &w.Storage.CSINodes }),
+			without(func(w *world) *[]*resourceapi.ResourceClaim { return &w.Devices.Claims }),
+			without(func(w *world) *[]*resourceapi.ResourceSlice { return &w.Devices.Slices }),
+			without(func(w *world) *[]*resourceapi.DeviceClass { return &w.Devices.Classes }),
 		} {
 			for i := 0; attempts > 0; {
 				smaller := *w
