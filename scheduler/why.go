@@ -145,7 +145,7 @@ func (l *loop) whyNowhere(pod *v1.Pod, assumed string, nodes []placement.NodeRep
 		return []string{fmt.Sprintf("It is held back by its scheduling gates (%s): it is placed when whoever set them has removed them.", strings.Join(gates, ", "))}
 	}
 	if _, ours := l.profiles[pod.Spec.SchedulerName]; !ours {
-		return []string{fmt.Sprintf("It waits for a scheduler of the name %q; here there is %q.", pod.Spec.SchedulerName, slices.Sorted(maps.Keys(l.profiles)))}
+		return []string{fmt.Sprintf("It waits for a scheduler of the name %q; here that may be one of %s.", pod.Spec.SchedulerName, strings.Join(slices.Sorted(maps.Keys(l.profiles)), ", "))}
 	}
 	if pod.DeletionTimestamp != nil {
 		return []string{"It is being deleted, so it is not placed any more."}

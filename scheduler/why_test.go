@@ -39,7 +39,7 @@ func TestWhy(t *testing.T) {
 			"small":   "n1|Of the 2 nodes that can take it (2 in all) n1 scores best.",
 			"big":     "|None of 2 nodes can take it. The least that would help, on n1: 500m more of cpu free, or a request of at most 3.",
 			"gated":   "|It is held back by its scheduling gates (example.com/quota): it is placed when whoever set them has removed them.",
-			"foreign": `|It waits for a scheduler of the name "another"; here there is ["default-scheduler"].`,
+			"foreign": `|It waits for a scheduler of the name "another"; here that may be one of default-scheduler.`,
 			"done":    "n1|It has ended (Succeeded), so it holds nothing on any node.",
 		} {
 			w, err := inspector.Why("default", name)

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
+	resourceapi "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -174,6 +175,8 @@ func (s *Snapshot) filterReport(pod *v1.Pod, n *node, f Filter, reasons []string
 		reportSpread(&r, pod, n)
 	case InterPodAffinity:
 		s.reportInterPod(&r, pod, n)
+	case DynamicResources:
+		s.reportDevices(&r, pod, n)
 	}
 	return r
 }
@@ -278,16 +281,20 @@ func reportFit(r *FilterReport, pod *v1.Pod, n *node) {
 		r.detail("%d of %d pods", len(n.pods), n.allocPods)
 	}
 	want := PodRequest(pod, false)
+	var help []string // all of it is needed
 	one := func(name v1.ResourceName, want, used, alloc int64, text func(int64) string) {
 		free := max(alloc-used, 0)
 		if want <= free {
 			return
 		}
 		r.detail("%s: wants %s, %s of %s free", name, text(want), text(free), text(alloc))
-		if want > alloc {
-			r.help("a request of at most %s of %s, which the whole node has", text(alloc), name)
-		} else {
-			r.help("%s more of %s free, or a request of at most %s", text(want-free), name, text(free))
+		switch {
+		case alloc == 0 && isScalar(name):
+			help = append(help, fmt.Sprintf("a driver that offers %s there, or no request of it", name))
+		case want > alloc:
+			help = append(help, fmt.Sprintf("a request of at most %s of %s (the whole node has %s)", text(free), name, text(alloc)))
+		default:
+			help = append(help, fmt.Sprintf("%s more of %s free, or a request of at most %s", text(want-free), name, text(free)))
 		}
 	}
 	milli := func(v int64) string { return resource.NewMilliQuantity(v, resource.DecimalSI).String() }
@@ -298,6 +305,34 @@ func reportFit(r *FilterReport, pod *v1.Pod, n *node) {
 	one(v1.ResourceEphemeralStorage, want.EphemeralStorage, n.used.EphemeralStorage, n.alloc.EphemeralStorage, bytes)
 	for _, name := range slices.Sorted(maps.Keys(want.Scalars)) {
 		one(name, want.Scalars[name], n.used.Scalars[name], n.alloc.Scalars[name], plain)
+	}
+	if len(help) > 0 {
+		r.help("%s", strings.Join(help, "; and "))
+	}
+}
+
+// reportDevices counts the devices of the classes that the pod's claims ask for.
+func (s *Snapshot) reportDevices(r *FilterReport, pod *v1.Pod, n *node) {
+	claims, err := s.PodClaims(pod)
+	if err != nil {
+		return // the reason says so
+	}
+	for _, claim := range claims {
+		if claim.Status.Allocation != nil {
+			continue
+		}
+		for i := range claim.Spec.Devices.Requests {
+			request := claim.Spec.Devices.Requests[i].Exactly
+			if request == nil || s.devices.classes[request.DeviceClassName] == nil {
+				continue
+			}
+			wants := fmt.Sprint(request.Count)
+			if request.AllocationMode == resourceapi.DeviceAllocationModeAll {
+				wants = "all"
+			}
+			all, taken := s.devices.total(n.obj, s.devices.classes[request.DeviceClassName])
+			r.detail("claim %s, request %s: wants %s of class %s, %d of %d there are free", claim.Name, claim.Spec.Devices.Requests[i].Name, wants, request.DeviceClassName, all-taken, all)
+		}
 	}
 }
 

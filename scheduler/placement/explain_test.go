@@ -41,7 +41,7 @@ func TestReport(t *testing.T) {
 		"fits": {mkPod("p", "100m", "1Gi"), map[string]string{
 			"a": "", "b": "NodeUnschedulable: node(s) were unschedulable (it is cordoned) -> kubectl uncordon b | TaintToleration: node(s) had untolerated taint(s) (taint special:NoSchedule) -> a toleration for special:NoSchedule; or kubectl taint node b special:NoSchedule-", "c": ""}},
 		"short of everything": {mkPod("p", "3", "8Gi"), map[string]string{
-			"a": "NodeResourcesFit: Insufficient cpu, Insufficient memory (cpu: wants 3, 500m of 2 free; memory: wants 8Gi, 3Gi of 4Gi free) -> a request of at most 2 of cpu, which the whole node has; or a request of at most 4Gi of memory, which the whole node has"}},
+			"a": "NodeResourcesFit: Insufficient cpu, Insufficient memory (cpu: wants 3, 500m of 2 free; memory: wants 8Gi, 3Gi of 4Gi free) -> a request of at most 500m of cpu (the whole node has 2); and a request of at most 3Gi of memory (the whole node has 4Gi)"}},
 		"room by eviction": {mkPod("p", "1", "1Gi", withPriority(10), selects(v1.LabelHostname, "a")), map[string]string{
 			"a": "NodeResourcesFit: Insufficient cpu (cpu: wants 1, 500m of 2 free) -> 500m more of cpu free, or a request of at most 500m | evict default/old",
 			"c": "NodeAffinity: node(s) didn't match Pod's node affinity/selector (the node selector wants kubernetes.io/hostname=a, it has c) -> kubectl label node c kubernetes.io/hostname=a --overwrite"}},

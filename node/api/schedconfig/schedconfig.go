@@ -126,12 +126,12 @@ func translate(cfg *config.KubeSchedulerConfiguration) (*Config, []error) {
 		p, path := &cfg.Profiles[i], field.NewPath("profiles").Index(i)
 		settings, more := profile(p, path)
 		faults = append(faults, more...)
-		if len(more) > 0 {
-			continue
-		}
 		made, err := placement.NewProfile(settings)
 		if err != nil {
 			faults = append(faults, field.Invalid(path, p.SchedulerName, strings.ReplaceAll(err.Error(), "\n", "; ")))
+			continue
+		}
+		if len(more) > 0 {
 			continue
 		}
 		out.Profiles = append(out.Profiles, made)

@@ -98,6 +98,12 @@ profiles:
   - {name: InterPodAffinity, args: {hardPodAffinityWeight: 101}}
   - {name: NodeResourcesFit, args: {scoringStrategy: {type: Fullest}}}
 `, []string{"args.hardPodAffinityWeight: Invalid value: 101", `"Fullest"`}},
+		{"arguments beside a plugin", head + `
+profiles:
+- plugins: {score: {enabled: [{name: NodeResourceFit}]}}
+  pluginConfig:
+  - {name: NodeResourcesFit, args: {scoringStrategy: {type: Fullest}}}
+`, []string{`"NodeResourceFit"`, `"Fullest"`}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			cfg, err := Parse("/etc/scheduler.yaml", []byte(tc.text))
