@@ -162,7 +162,10 @@ func printPlacement(w io.Writer, st client.Status) {
 // printBrakes says where pods of lost nodes stay because too much of a zone is lost, and why.
 func printBrakes(w io.Writer, st client.Status) {
 	for _, z := range st.Zones {
-		if z.Braked {
+		if z.Braked && z.Ready == 0 && z.Evictions != "stopped" {
+			fmt.Fprintf(w, "\nevictions in zone %s: %s for %s: all of its %d nodes are not ready, so others take over, slowly; the pods of %d lost nodes wait for their turn\n",
+				z.Name, z.Evictions, short(z.SinceSeconds), z.NotReady, z.Held)
+		} else if z.Braked {
 			fmt.Fprintf(w, "\nevictions in zone %s: %s for %s: %d of %d nodes are not ready, which looks like a partition and not like deaths; the pods of %d lost nodes stay\n",
 				z.Name, z.Evictions, short(z.SinceSeconds), z.NotReady, z.Ready+z.NotReady, z.Held)
 		} else if z.Brakes > 0 {

@@ -167,13 +167,15 @@ func (c *Controller) settle(wake map[string]bool) {
 		count, pace := c.census[zone], c.brake.pace(zone)
 		c.log.Warn("pace of evictions changed", "zone", zoneName(zone), "pace", pace.String(),
 			"ready", count.Ready, "notReady", count.NotReady)
-		if pace != (Pace{}) {
-			c.set.Board.braked(zone)
-		}
+		evicts := false // nodes that are new, and not ready yet, have nothing to hold
 		for name, j := range c.judged {
 			if j.zone == zone {
 				wake[name] = true
+				evicts = evicts || j.evicts()
 			}
+		}
+		if evicts && pace != (Pace{}) {
+			c.set.Board.braked(zone)
 		}
 	}
 	for name, yes := range wake {

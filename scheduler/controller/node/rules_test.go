@@ -79,6 +79,34 @@ func TestGrantsFromBeforeAStopDoNotSkipThePace(t *testing.T) {
 	}
 }
 
+// The nodes of a zone are found lost one after the other: those that were let through before it was dark wait for their turn.
+func TestADarkZoneTakesGrantsBack(t *testing.T) {
+	b := newBrake(DefaultSettings())
+	now := time.Unix(1000, 0)
+	for lost := 1; lost <= 3; lost++ {
+		b.set(map[string]ZoneCount{"a": {3 - lost, lost}, "b": {2, 0}}, now)
+		b.allow("a", fmt.Sprintf("n%d", lost), now)
+	}
+	through := 0
+	for i := range 31 {
+		now = now.Add(time.Second)
+		before := through
+		for _, n := range []string{"n1", "n2", "n3"} {
+			if had := b.has(n); !had {
+				if ok, _ := b.allow("a", n, now); ok {
+					through++
+				}
+			}
+		}
+		if through-before > 1 || through > (i+1)/10 {
+			t.Fatalf("%d nodes after %d s", through, i+1)
+		}
+	}
+	if through != 3 {
+		t.Errorf("%d nodes after 31 s", through)
+	}
+}
+
 func TestBrakePacesADarkZone(t *testing.T) {
 	b := newBrake(DefaultSettings())
 	now := time.Unix(1000, 0)

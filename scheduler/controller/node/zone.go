@@ -35,7 +35,8 @@ const fewLost = 2
 // controller):
 //
 //   - all nodes of all zones lost: stop everywhere, the fault is here;
-//   - all nodes of one zone lost: go on slowly (DarkEvery), the zone is dark;
+//   - all nodes of one zone lost: go on slowly (DarkEvery), the zone is dark,
+//     and zones are there so that others go on for it;
 //   - at least 3 nodes and UnhealthyFraction of a zone lost: stop, or in a
 //     zone of more than LargeZone nodes go on very slowly (SlowEvery);
 //   - else no limit. (Upstream limits to one node per 10 s here, too; a verdict
@@ -84,8 +85,10 @@ func newBrake(set Settings) brake {
 func (b *brake) pace(zone string) Pace { return b.paces[zone] }
 
 // set takes in a new count of all zones and returns those whose pace changed
-// from or to a limit. Where evictions stop, grants end: pods that have not
-// been evicted yet stay.
+// from or to a limit. Where evictions slow down or stop, grants end: the nodes
+// of a zone vanish one after the other, and the first went when it was not yet
+// known that more would. Pods that have not been evicted yet stay, or wait for
+// their node's turn.
 func (b *brake) set(census map[string]ZoneCount, now time.Time) (changed []string) {
 	paces := PaceOf(census, b.settings)
 	for zone, pace := range paces {
@@ -97,7 +100,7 @@ func (b *brake) set(census map[string]ZoneCount, now time.Time) (changed []strin
 		}
 		b.since[zone] = now
 		changed = append(changed, zone)
-		if !pace.Stop {
+		if pace == (Pace{}) {
 			continue
 		}
 		for node, z := range b.granted {
