@@ -3,7 +3,10 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
+	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -19,8 +22,9 @@ import (
 const (
 	pendingPods = 1000
 	handMade    = 12 // nodes with room for 1,320 pods
-	// bindLimit is how long no pod may be bound after the death of the leader. On a quiet machine it takes below 2 s; others may use this one.
-	bindLimit = 5 * time.Second
+	// bindLimit is how long no pod may be bound after the death of the leader. Where others use the machine so much that the elections alone
+	// take more than half of it, what comes after them may take as long as they did.
+	bindLimit = 2 * time.Second
 )
 
 // bindings are what a watch shows of pods, by uid: where they are, and when that was first seen.
@@ -166,7 +170,7 @@ func (w *world) failover(t *testing.T) {
 		}
 		return nil
 	})
-	w.checkBindings(t, k, seen, died)
+	w.checkBindings(t, k, seen, died, w.elected(t, through, died))
 	eventually(t, 90*time.Second, "the rolling update ends", func() error {
 		d, err := k.AppsV1().Deployments("default").Get(background, "web", metav1.GetOptions{})
 		if err == nil && (d.Status.ObservedGeneration < d.Generation || d.Status.UpdatedReplicas != 6 || d.Status.Replicas != 6 || d.Status.AvailableReplicas != 6) {
@@ -177,7 +181,28 @@ func (w *world) failover(t *testing.T) {
 	t.Logf("%s is Ready again after %s", leader, w.powerOn(t, leader, through))
 }
 
-func (w *world) checkBindings(t *testing.T, k *kubernetes.Clientset, seen *bindings, died time.Time) {
+// elected returns how long after the death of the leader a node knew others of the shards that bindings need, as its log tells.
+func (w *world) elected(t *testing.T, node string, died time.Time) (took time.Duration) {
+	t.Helper()
+	log := string(get(os.ReadFile(w.node(node).LogFile()))(t))
+	seen := map[string]bool{}
+	for _, line := range strings.Split(log, "\n") {
+		m := leaderChanged.FindStringSubmatch(line)
+		if m == nil || seen[m[2]] {
+			continue
+		}
+		at, err := time.Parse(time.RFC3339Nano, m[1])
+		if after := at.Sub(died); err == nil && after > 0 {
+			seen[m[2]] = true // a later one is another election
+			took = max(took, after)
+		}
+	}
+	return took
+}
+
+var leaderChanged = regexp.MustCompile(`^time=(\S+) .*msg="leader changed" .*shard=(system|pods) .*leader=[1-9]`)
+
+func (w *world) checkBindings(t *testing.T, k *kubernetes.Clientset, seen *bindings, died time.Time, elected time.Duration) {
 	t.Helper()
 	seen.mu.Lock()
 	defer seen.mu.Unlock()
@@ -191,12 +216,13 @@ func (w *world) checkBindings(t *testing.T, k *kubernetes.Clientset, seen *bindi
 			next = after
 		}
 	}
-	t.Logf("%d pods were bound when the leader died; the next one %s after that", before, next)
+	limit := max(bindLimit, 2*elected)
+	t.Logf("%d pods were bound when the leader died; others were elected within %s, and the next pod was bound %s after that death", before, elected, next)
 	switch {
 	case before == len(seen.times):
 		t.Error("all pods were bound before the leader died: this shows nothing")
-	case next > bindLimit:
-		t.Errorf("the next binding took more than %s", bindLimit)
+	case next > limit:
+		t.Errorf("the next binding took more than %s", limit)
 	}
 	for _, m := range seen.moved {
 		t.Errorf("bound twice: %s", m)
