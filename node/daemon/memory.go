@@ -1,14 +1,9 @@
 package daemon
 
 import (
-	"bufio"
 	"context"
-	"errors"
-	"fmt"
-	"os"
 	"path/filepath"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -65,48 +60,16 @@ func (n *node) trimMemory(ctx context.Context) error {
 	}
 	for pause(ctx, trimAfter) {
 		debug.FreeOSMemory()
-		n.logIf("give memory back", trimMapped())
+		n.logIf("give memory back", host.TrimMapped())
 		for again := false; !again && ctx.Err() == nil; {
 			select {
 			case <-ctx.Done():
 			case <-n.leads:
 				again = true
 			case <-time.After(trimEvery):
-				n.logIf("give memory back", trimMapped())
+				n.logIf("give memory back", host.TrimMapped())
 			}
 		}
 	}
 	return nil
-}
-
-// trimMapped drops the pages of the executable and of the store's files from this process's page tables: initialisation
-// touches most of the former, a list of everything most of the latter, and hardly any is needed again. Those that are come back from the page cache, without a read.
-func trimMapped() error {
-	exe, err := os.Readlink("/proc/self/exe")
-	if err != nil {
-		return err
-	}
-	f, err := os.Open("/proc/self/maps")
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	var errs []error
-	sc := bufio.NewScanner(f)
-	for sc.Scan() {
-		var lo, hi uintptr
-		var perm string
-		if _, err := fmt.Sscanf(sc.Text(), "%x-%x %s", &lo, &hi, &perm); err != nil {
-			errs = append(errs, fmt.Errorf("/proc/self/maps: %w", err))
-			continue
-		}
-		// Never a writable mapping, nor a private one of others: MADV_DONTNEED would throw its contents away.
-		if len(perm) < 4 || perm[1] == 'w' || perm[3] != 's' && !strings.HasSuffix(sc.Text(), exe) {
-			continue
-		}
-		if _, _, e := unix.Syscall(unix.SYS_MADVISE, lo, hi-lo, unix.MADV_DONTNEED); e != 0 {
-			errs = append(errs, fmt.Errorf("madvise: %w", e))
-		}
-	}
-	return errors.Join(append(errs, sc.Err())...)
 }

@@ -15,11 +15,18 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
 	"skein.io/skein/consensus/host"
 	"skein.io/skein/consensus/space"
+)
+
+// As the daemon's.
+const (
+	trimAfter = 10 * time.Second
+	trimEvery = time.Minute
 )
 
 // closeTimeout bounds the handing over of leaderships at the end.
@@ -77,6 +84,8 @@ func logger(level, name string) (*slog.Logger, error) {
 }
 
 func run(ctx context.Context, o options) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	log, err := logger(o.log, o.name)
 	if err != nil {
 		return err
@@ -114,13 +123,32 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { trim(ctx) })
 	err = serve(ctx, h, o)
+	stop()
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	if cerr := h.Close(ctx); err == nil {
 		err = cerr
 	}
 	return err
+}
+
+// trim gives back what only the start used, and now and then what was read of files, as the
+// daemon does.
+func trim(ctx context.Context) {
+	for after := trimAfter; ; after = trimEvery {
+		select {
+		case <-time.After(after):
+		case <-ctx.Done():
+			return
+		}
+		if err := host.TrimMapped(); err != nil {
+			fmt.Fprintln(os.Stderr, "skein-store: give memory back:", err)
+		}
+	}
 }
 
 // serve runs the endpoints until ctx ends or one of them fails.
