@@ -3,12 +3,21 @@ package host
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/lni/dragonboat/v4/config"
 	"github.com/lni/dragonboat/v4/raftio"
 )
+
+// target of a node, and what it was made of.
+type target struct {
+	addr    string
+	setBack int
+	target  string
+}
 
 // maxTargets bounds what is remembered of nodes that were once members.
 const maxTargets = 64
@@ -21,10 +30,15 @@ var errUnknownTarget = errors.New("host: address of the peer unknown")
 type registry struct {
 	resolve func(nodeHostID string) (string, bool)
 
+	now func() (wall, mono time.Duration)
+
 	mu sync.RWMutex // guards the rest
 	m  map[raftio.NodeInfo]string
 	// targets are what target returned last, by NodeHostID: it is asked for every message.
-	targets map[string]string
+	targets map[string]target
+	// lead of the wall clock on the monotonic one, and how often it was set back.
+	lead    time.Duration
+	setBack int
 }
 
 var (
@@ -33,7 +47,42 @@ var (
 )
 
 func newRegistry(resolve func(string) (string, bool)) *registry {
-	return &registry{resolve: resolve, m: map[raftio.NodeInfo]string{}, targets: map[string]string{}}
+	r := &registry{resolve: resolve, now: clocks, m: map[raftio.NodeInfo]string{}, targets: map[string]target{}}
+	wall, mono := r.now()
+	r.lead = wall - mono
+	return r
+}
+
+// clocks since 1970, and since this process began.
+func clocks() (wall, mono time.Duration) {
+	now := time.Now()
+	return time.Duration(now.UnixNano()), now.Sub(began)
+}
+
+// clockTolerance is how much of a change of the wall clock does not matter: the library
+// waits for about as long between two attempts to reach a node.
+const clockTolerance = 500 * time.Millisecond
+
+// timesSetBack counts how often the wall clock was set back. The library notes by the wall
+// clock when a node could not be reached, and does not try again before that time has come
+// once more: days, if the clock was days ahead. So targets contain the count, and those
+// after it are other ones, which nothing is known of.
+func (r *registry) timesSetBack() int {
+	wall, mono := r.now()
+	lead := wall - mono
+	r.mu.RLock()
+	known, n := r.lead, r.setBack
+	r.mu.RUnlock()
+	if d := lead - known; d < clockTolerance && -d < clockTolerance {
+		return n
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if lead <= r.lead-clockTolerance {
+		r.setBack++
+	}
+	r.lead = lead
+	return r.setBack
 }
 
 func (r *registry) Create(string, uint64, config.TargetValidator) (raftio.INodeRegistry, error) {
@@ -101,29 +150,35 @@ func (r *registry) Resolve(shardID, replicaID uint64) (string, string, error) {
 	return t, t, err
 }
 
-// target of the transport: NodeHostID@host:port.
+// target of the transport: NodeHostID@host:port, and #n when the wall clock was set back
+// n times.
 func (r *registry) target(nodeHostID string) (string, error) {
 	addr, ok := r.resolve(nodeHostID)
 	if !ok {
 		return "", fmt.Errorf("%w: node %s", errUnknownTarget, nodeHostID)
 	}
+	n := r.timesSetBack()
 	r.mu.RLock()
 	t := r.targets[nodeHostID]
 	r.mu.RUnlock()
-	if len(t) == len(nodeHostID)+1+len(addr) && strings.HasSuffix(t, addr) {
-		return t, nil
+	if t.addr == addr && t.setBack == n && t.target != "" {
+		return t.target, nil
 	}
-	t = nodeHostID + "@" + addr
+	t = target{addr, n, nodeHostID + "@" + addr}
+	if n > 0 {
+		t.target += "#" + strconv.Itoa(n)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.targets) >= maxTargets {
 		clear(r.targets)
 	}
 	r.targets[nodeHostID] = t
-	return t, nil
+	return t.target, nil
 }
 
 func splitTarget(t string) (nodeHostID, addr string) {
 	nodeHostID, addr, _ = strings.Cut(t, "@")
+	addr, _, _ = strings.Cut(addr, "#")
 	return nodeHostID, addr
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 )
 
 // The target of a node follows its address, and what is remembered is bounded.
@@ -32,5 +33,36 @@ func TestTargetFollowsTheAddress(t *testing.T) {
 	}
 	if len(r.targets) > maxTargets {
 		t.Errorf("%d targets are remembered", len(r.targets))
+	}
+}
+
+// A node that could not be reached while the wall clock was ahead is tried again when it has
+// been set back: by the library's account it has another target then.
+func TestTargetsWhenTheClockIsSetBack(t *testing.T) {
+	wall, mono := 1000*time.Hour, time.Duration(0)
+	r := newRegistry(func(string) (string, bool) { return "[::1]:7", true })
+	r.now = func() (time.Duration, time.Duration) { return wall, mono }
+	r.lead = wall
+	for _, c := range []struct {
+		name       string
+		jump, pass time.Duration
+		want       string
+	}{
+		{"an hour passes", 0, time.Hour, "a@[::1]:7"},
+		{"a leap second, smeared", -400 * time.Millisecond, time.Hour, "a@[::1]:7"},
+		{"ahead", 9600 * time.Hour, time.Second, "a@[::1]:7"},
+		{"and back", -9600 * time.Hour, time.Second, "a@[::1]:7#1"},
+		{"nothing", 0, time.Second, "a@[::1]:7#1"},
+		{"in the past", -time.Minute, time.Second, "a@[::1]:7#2"},
+		{"and as it was", time.Minute, time.Second, "a@[::1]:7#2"},
+	} {
+		wall, mono = wall+c.jump+c.pass, mono+c.pass
+		got, err := r.target("a")
+		if err != nil || got != c.want {
+			t.Errorf("%s: %s, %v; want %s", c.name, got, err, c.want)
+		}
+		if id, addr := splitTarget(got); id != "a" || addr != "[::1]:7" {
+			t.Errorf("%s: %s, %s", c.name, id, addr)
+		}
 	}
 }
