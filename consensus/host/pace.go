@@ -31,6 +31,11 @@ type Pace struct {
 	// LeastRoom to MostRoom bytes to be allocated between two collections. Defaults 40 MiB,
 	// 24 MiB, 24 MiB.
 	BusyHeap, LeastRoom, MostRoom uint64
+	// More, if set, is asked how many bytes more may be allocated between two collections
+	// while BurstRate bytes a second are: a process in which much is in use for good would
+	// else do little but mark that. Defaults none, 96 MiB.
+	More      func() uint64
+	BurstRate uint64
 	// CalmAfter is for how long there must be no collection for the load to be over: then
 	// memory is given back. Default 5 s.
 	CalmAfter time.Duration
@@ -43,7 +48,7 @@ func (p *Pace) setDefaults() {
 	if p.StartPercent == 0 {
 		p.StartPercent = p.Percent
 	}
-	for f, v := range map[*uint64]uint64{&p.BusyRate: 4 << 20, &p.BusyHeap: 40 << 20, &p.LeastRoom: 24 << 20, &p.MostRoom: 24 << 20} {
+	for f, v := range map[*uint64]uint64{&p.BusyRate: 4 << 20, &p.BurstRate: 96 << 20, &p.BusyHeap: 40 << 20, &p.LeastRoom: 24 << 20, &p.MostRoom: 24 << 20} {
 		if *f == 0 {
 			*f = v
 		}
@@ -88,6 +93,9 @@ func (p Pace) next(now int, age time.Duration, rate float64, live uint64) int {
 		return p.Percent
 	}
 	room := min(p.MostRoom, max(p.LeastRoom, p.BusyHeap-min(live, p.BusyHeap)))
+	if p.More != nil && rate >= float64(p.BurstRate) {
+		room += p.More()
+	}
 	want := max(p.Percent, int(min(room*100/max(live, 1), math.MaxInt32)))
 	if d := want - now; now > p.Percent && d < now/4 && -d < now/4 {
 		return now

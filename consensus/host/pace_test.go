@@ -87,3 +87,17 @@ func TestPaceIsChecked(t *testing.T) {
 		}
 	}
 }
+
+// With more room for a burst, it is given in a burst alone.
+func TestPaceOfABurst(t *testing.T) {
+	p := Pace{More: func() uint64 { return 64 << 20 }}
+	p.setDefaults()
+	const live = 200 << 20
+	p.Percent = 25
+	if got := p.next(25, time.Hour, 20<<20, live); got != 25 {
+		t.Errorf("under load: %d %%", got)
+	}
+	if got := p.next(25, time.Hour, 200<<20, live); got != 44 { // 24 MiB and 64 more of 200
+		t.Errorf("in a burst: %d %%, want 44", got)
+	}
+}

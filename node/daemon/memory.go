@@ -4,6 +4,7 @@ import (
 	"context"
 	"path/filepath"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +24,9 @@ const (
 	busyHeap  = 144 << 20
 	leastRoom = 32 << 20
 	mostRoom  = 96 << 20
+	// roomPerNode is how much more may be allocated between two collections in a burst, for each node of the cluster: a leader has some 20 KB in use
+	// for each and its pods, and with thousands of them would do little else than mark that.
+	roomPerNode = 16 << 10
 	// calmAfter a load its memory is given back.
 	calmAfter = 10 * time.Second
 	// trimAfter is when start-up is over and what only it used can be given back.
@@ -31,13 +35,17 @@ const (
 	trimEvery = time.Minute
 )
 
+// clusterSize is how many nodes there are, as far as this process knows: the collector is the process's.
+var clusterSize atomic.Uint64
+
 // tuneRuntime sets the collector, unless the operator did, and calms the runtime's monitor thread.
 func tuneRuntime(stateDir string) error {
 	start := gcPercent
 	if storeSize(stateDir) >= largeStore {
 		start = startPercent
 	}
-	return host.Tune(host.Pace{Percent: gcPercent, StartPercent: start, BusyHeap: busyHeap, LeastRoom: leastRoom, MostRoom: mostRoom, CalmAfter: calmAfter})
+	return host.Tune(host.Pace{Percent: gcPercent, StartPercent: start, BusyHeap: busyHeap, LeastRoom: leastRoom, MostRoom: mostRoom, CalmAfter: calmAfter,
+		More: func() uint64 { return clusterSize.Load() * roomPerNode }})
 }
 
 // storeSize is how much of the disk the files take that replicas on this node keep the store in, in bytes. They have holes.

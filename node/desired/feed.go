@@ -172,10 +172,21 @@ func (t *table) Transformer() cache.TransformFunc {
 			o.SetManagedFields(nil)
 		}
 		if n, ok := v.(*corev1.Node); ok {
-			n.Status.Images = nil
+			t.s.slim(n)
 		}
 		return v, nil
 	}
+}
+
+// slim keeps of another node where it is, its labels and its pods' range: a cluster has thousands, and each node holds them all.
+func (s *Store) slim(n *corev1.Node) {
+	n.Status.Images = nil
+	if n.Name == s.self {
+		return
+	}
+	n.Annotations = nil
+	n.Spec = corev1.NodeSpec{PodCIDR: n.Spec.PodCIDR}
+	n.Status = corev1.NodeStatus{Addresses: n.Status.Addresses}
 }
 
 // reflectBackoff bounds how long a node takes to notice that the API is back. It asks its own local endpoint, so frequent
@@ -187,6 +198,7 @@ func reflectBackoff() *wait.Backoff {
 // Run feeds the store from the API until ctx ends, and writes changes to the disk. An unreachable API is no error: Run goes
 // on trying. It returns when all its goroutines have ended; the last changes are then on the disk.
 func (s *Store) Run(ctx context.Context, client kubernetes.Interface, nodeName string) error {
+	s.self = nodeName
 	if err := s.claim(nodeName); err != nil {
 		return fmt.Errorf("desired state of node %s: %w", nodeName, err)
 	}

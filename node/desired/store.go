@@ -66,6 +66,7 @@ type Store struct {
 	claims     *table
 	volumes    *table
 	tables     map[Kind]*table
+	self       string // this node's name; set before anything is fed
 
 	// mu guards the items of all tables, tokens, records, dirty, subs, follows (and what they hold), flushErr and seen.
 	mu       sync.RWMutex
@@ -157,8 +158,15 @@ func (s *Store) EndpointSlices() []*discoveryv1.EndpointSlice {
 	return list[*discoveryv1.EndpointSlice](s.slices)
 }
 
-// Nodes returns all Nodes of the cluster (without their image lists, which nobody on another node needs).
+// Nodes returns all Nodes of the cluster: of the others only their names, labels, addresses and pod ranges.
 func (s *Store) Nodes() []*corev1.Node { return list[*corev1.Node](s.nodes) }
+
+// Count is how many objects of a kind there are.
+func (s *Store) Count(kind Kind) int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return len(s.tables[kind].items)
+}
 
 // Node returns one Node, nil when there is none of that name.
 func (s *Store) Node(name string) *corev1.Node {

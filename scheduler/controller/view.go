@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,7 +20,7 @@ import (
 // decides where they run and how they are: not how their containers are
 // started, nor the volumes that any node can make (see slim). So no controller may
 // update a pod from the view; what it changes it patches. Pods share what is equal
-// in them. The factory is not started; it serves one leadership.
+// in them. Of nodes, it lacks what only their agents and users read (see slimNode), of Leases all but their renewal. The factory is not started; it serves one leadership.
 func NewFactory(client kubernetes.Interface) informers.SharedInformerFactory {
 	return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform((&shares{}).strip))
 }
@@ -28,11 +29,28 @@ func (s *shares) strip(obj any) (any, error) {
 	if acc, err := meta.Accessor(obj); err == nil && acc.GetManagedFields() != nil {
 		acc.SetManagedFields(nil)
 	}
-	if pod, ok := obj.(*corev1.Pod); ok {
-		slim(pod)
-		s.share(pod)
+	switch o := obj.(type) {
+	case *corev1.Pod:
+		slim(o)
+		s.share(o)
+	case *corev1.Node:
+		slimNode(o)
+	case *coordinationv1.Lease:
+		o.Spec = coordinationv1.LeaseSpec{RenewTime: o.Spec.RenewTime}
 	}
 	return obj, nil
+}
+
+// slimNode drops of a node what neither placement nor a controller reads: half
+// of it, which adds up to 10 MB with 5,000.
+func slimNode(n *corev1.Node) {
+	st := &n.Status
+	st.Capacity, st.Addresses, st.VolumesInUse, st.VolumesAttached, st.Config, st.RuntimeHandlers, st.Features = nil, nil, nil, nil, nil, nil, nil
+	st.NodeInfo, st.DaemonEndpoints = corev1.NodeSystemInfo{}, corev1.NodeDaemonEndpoints{}
+	for i := range st.Conditions {
+		c := &st.Conditions[i]
+		c.Type, c.Status, c.Reason, c.Message = same(c.Type), same(c.Status), same(c.Reason), same(c.Message)
+	}
 }
 
 // slim drops of a pod what the node's agent alone reads: a third to a half of
