@@ -37,6 +37,9 @@ type loop struct {
 	volumes  volumeWork
 	devices  deviceView
 	rnd      *rand.Rand
+	// turns counts what may make void what was decided before: a node that went,
+	// or takes less or others, a claim that goes.
+	turns uint64
 }
 
 // assumption is a decision that the view does not show yet.
@@ -208,9 +211,9 @@ func (l *loop) decide(pod *v1.Pod, now time.Time) job {
 		l.assumed[pod.UID] = assumption{pod: pod, node: decision.Node}
 		l.reserveDevices(pod, decision)
 		if bindings != nil {
-			return volumeBinding{pod: pod, bindings: bindings}
+			return volumeBinding{pod: pod, bindings: bindings, turns: l.turns}
 		}
-		return binding{pod: pod, node: decision.Node}
+		return binding{pod: pod, node: decision.Node, version: pod.ResourceVersion, turns: l.turns}
 	}
 	l.queue.Unschedulable(pod.UID, wakers(decision.Refusal), now)
 	switch {
@@ -272,6 +275,7 @@ func (l *loop) applyHealth() {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.turns++
 	if len(l.snapshot.SetLost(lost)) > 0 {
 		l.move(queue.NodeReturned)
 	}

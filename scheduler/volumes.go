@@ -65,6 +65,7 @@ type volumeWait struct {
 	pod      *v1.Pod
 	written  placement.VolumeBindings // as the API returned it
 	deadline time.Time
+	turns    uint64 // as of a binding
 }
 
 func newVolumeWork(f informers.SharedInformerFactory) volumeWork {
@@ -94,9 +95,13 @@ func (l *loop) claimChanged(old, cur *v1.PersistentVolumeClaim) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if cur == nil {
+		l.turns++
 		l.snapshot.RemoveClaim(old.Namespace, old.Name)
 		l.checkWaits(old.Namespace + "/" + old.Name)
 		return
+	}
+	if cur.DeletionTimestamp != nil {
+		l.turns++
 	}
 	l.snapshot.SetClaim(cur)
 	l.checkWaits(cur.Namespace + "/" + cur.Name)
@@ -257,6 +262,7 @@ func claimsOf(b *placement.VolumeBindings) (keys []string) {
 type volumeBinding struct {
 	pod      *v1.Pod
 	bindings *placement.VolumeBindings
+	turns    uint64 // as of a binding
 }
 
 func (b volumeBinding) do(ctx context.Context, l *loop) {
@@ -270,7 +276,7 @@ func (b volumeBinding) do(ctx context.Context, l *loop) {
 	if l.volumes.held[b.pod.UID] != b.bindings {
 		return // the pod is gone meanwhile, or bound by somebody else
 	}
-	l.volumes.waits[b.pod.UID] = &volumeWait{pod: b.pod, written: written, deadline: l.clock.Now().Add(volumeTimeout)}
+	l.volumes.waits[b.pod.UID] = &volumeWait{pod: b.pod, written: written, deadline: l.clock.Now().Add(volumeTimeout), turns: b.turns}
 	for _, key := range claimsOf(&written) {
 		if l.volumes.byClaim[key] == nil {
 			l.volumes.byClaim[key] = map[types.UID]bool{}
@@ -335,7 +341,7 @@ func (l *loop) checkWait(uid types.UID) {
 	case err != nil:
 		l.settle(uid, volumeFailure{w.pod, fmt.Errorf("binding volumes: %w", err)})
 	case done:
-		l.settle(uid, binding{pod: w.pod, node: w.written.Node})
+		l.settle(uid, binding{pod: w.pod, node: w.written.Node, version: w.pod.ResourceVersion, turns: w.turns})
 	}
 }
 

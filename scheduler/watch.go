@@ -136,6 +136,7 @@ func (l *loop) nodeChanged(old, cur *v1.Node) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if cur == nil {
+		l.turns++
 		l.snapshot.RemoveNode(old.Name)
 		l.move(queue.NodeRemoved)
 		return
@@ -143,6 +144,9 @@ func (l *loop) nodeChanged(old, cur *v1.Node) {
 	ev, matters := nodeChange(old, cur)
 	if matters {
 		l.snapshot.SetNode(cur)
+	}
+	if old != nil && ev != 0 {
+		l.turns++
 	}
 	l.moveAt(ev, cur.Name)
 	if ev&(queue.NodeAdded|queue.NodeLabels|queue.NodeTaints) != 0 {
@@ -209,6 +213,9 @@ func (l *loop) podPlaced(old, cur *v1.Pod) {
 		return
 	}
 	was := l.snapshot.PodNode(cur.UID)
+	if was != cur.Spec.NodeName {
+		l.turns++ // bound by somebody else: it may take what was meant for others
+	}
 	delete(l.assumed, cur.UID)
 	l.releaseVolumes(cur.UID)
 	l.releaseDevices(cur.UID)

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
+	"skein.io/skein/scheduler/controller"
 	"skein.io/skein/scheduler/placement"
 )
 
@@ -31,6 +32,10 @@ type job interface {
 type binding struct {
 	pod  *v1.Pod
 	node string
+	// version is the pod's version that the decision holds for; the API compares it. "": any.
+	version string
+	// turns is what loop.turns was when it was made.
+	turns uint64
 }
 
 func (b binding) do(ctx context.Context, l *loop) {
@@ -44,6 +49,7 @@ func (b binding) do(ctx context.Context, l *loop) {
 type bindings []binding
 
 func (all bindings) do(ctx context.Context, l *loop) {
+	all = all.standing(ctx, l)
 	for wait, tried := bindRetry, false; len(all) > 0; wait, tried = 2*wait, true {
 		all = all.send(ctx, l, tried, wait > bindRetryLongest)
 		if len(all) == 0 {
@@ -74,18 +80,26 @@ const (
 func (all bindings) send(ctx context.Context, l *loop, tried, last bool) (again bindings) {
 	list := make([]*v1.Binding, len(all))
 	for i, b := range all {
-		// The UID is a precondition: a pod of the same name made meanwhile is
-		// another pod.
+		// UID and version are preconditions: a pod of the same name made meanwhile
+		// is another pod, and one that was changed may belong elsewhere.
 		list[i] = &v1.Binding{
-			ObjectMeta: metav1.ObjectMeta{Namespace: b.pod.Namespace, Name: b.pod.Name, UID: b.pod.UID},
+			ObjectMeta: metav1.ObjectMeta{Namespace: b.pod.Namespace, Name: b.pod.Name, UID: b.pod.UID, ResourceVersion: b.version},
 			Target:     v1.ObjectReference{Kind: "Node", Name: b.node},
 		}
 	}
 	var mu sync.Mutex // guards again
 	l.cfg.Binder.Bind(ctx, list, func(i int, err error) {
-		b := all[i]
+		b, carriedOut := all[i], err == nil
+		if refused(err) && (tried || apierrors.IsConflict(err)) {
+			now := b.now(ctx, l)
+			carriedOut = tried && now != nil && now.Spec.NodeName == b.node
+			if !carriedOut && !last && b.holdsFor(now) {
+				// What changed about the pod has no say in where it runs.
+				b.version, err = now.ResourceVersion, nil
+			}
+		}
 		switch {
-		case err == nil || refused(err) && tried && b.carriedOut(ctx, l):
+		case carriedOut:
 			l.bound(b.pod)
 			l.events(b.pod).Eventf(b.pod, v1.EventTypeNormal, "Scheduled", "Successfully assigned %s/%s to %s", b.pod.Namespace, b.pod.Name, b.node)
 		case refused(err) || last || ctx.Err() != nil:
@@ -99,10 +113,93 @@ func (all bindings) send(ctx context.Context, l *loop, tried, last bool) (again 
 	return again
 }
 
-// carriedOut asks the API itself whether the pod is bound as decided.
-func (b binding) carriedOut(ctx context.Context, l *loop) bool {
+// now asks the API itself for the pod; nil if it is not there, or another one has its name.
+func (b binding) now(ctx context.Context, l *loop) *v1.Pod {
 	now, err := l.client.CoreV1().Pods(b.pod.Namespace).Get(ctx, b.pod.Name, metav1.GetOptions{})
-	return err == nil && now.UID == b.pod.UID && now.Spec.NodeName == b.node
+	if err != nil || now.UID != b.pod.UID {
+		return nil
+	}
+	return controller.AsSeen(now)
+}
+
+// holdsFor reports whether the decision would be the same for a later version
+// of the pod that the API has not been asked to bind yet.
+func (b binding) holdsFor(now *v1.Pod) bool {
+	return now != nil && now.ResourceVersion != b.version && b.changed(now) == nil
+}
+
+// changed says what about the pod makes the decision void.
+func (b binding) changed(now *v1.Pod) error {
+	switch {
+	case now.DeletionTimestamp != nil:
+		return errors.New("the pod is being deleted")
+	case pendingPodChanged(b.pod, now):
+		return errors.New("the pod has changed since the node was chosen for it")
+	}
+	return nil
+}
+
+// standing takes back what was overtaken between the decision and now, and
+// returns the rest. The API knows pods, but nothing of what nodes and volumes
+// must be like; and what waited for its volumes was decided minutes ago.
+func (all bindings) standing(ctx context.Context, l *loop) bindings {
+	var void []error // nil until there is one
+	l.mu.Lock()
+	for i := range all {
+		err := l.overtaken(&all[i])
+		if err != nil && void == nil {
+			void = make([]error, len(all))
+		}
+		if err != nil {
+			void[i] = err
+		}
+	}
+	l.mu.Unlock()
+	if void == nil {
+		return all
+	}
+	var kept bindings
+	for i, b := range all {
+		if void[i] == nil {
+			kept = append(kept, b)
+		} else {
+			b.failed(ctx, l, void[i], false)
+		}
+	}
+	return kept
+}
+
+// overtaken says why a decision that was not sent yet does not stand any more,
+// and moves it on to the version of the pod that the view shows. l.mu is held.
+func (l *loop) overtaken(b *binding) error {
+	if cur, err := l.view.podLister.Pods(b.pod.Namespace).Get(b.pod.Name); err == nil && cur != b.pod && cur.UID == b.pod.UID && cur.Spec.NodeName == "" {
+		if err := b.changed(cur); err != nil {
+			return err
+		}
+		b.version = cur.ResourceVersion
+	}
+	if b.turns == l.turns || l.snapshot.PodNode(b.pod.UID) != b.node {
+		return nil
+	}
+	if !l.snapshot.HasNode(b.node) {
+		return fmt.Errorf("node %q is gone", b.node)
+	}
+	l.snapshot.RemovePod(b.pod.UID) // it must not be in its own way
+	fits := l.snapshot.Fits(b.pod, b.node, l.profiles[b.pod.Spec.SchedulerName].profile)
+	l.snapshot.SetPod(b.pod, b.node)
+	if !fits {
+		return fmt.Errorf("node %q does not take the pod any more: it was cordoned, tainted, filled or lost, or changed, since it was chosen", b.node)
+	}
+	for _, c := range placement.VolumeClaims(b.pod) {
+		claim, err := l.volumes.view.claimLister.PersistentVolumeClaims(b.pod.Namespace).Get(c.Name)
+		if err != nil {
+			return err // it says which one is not found
+		}
+		if claim.DeletionTimestamp != nil {
+			return fmt.Errorf("persistentvolumeclaim %q is being deleted", c.Name)
+		}
+	}
+	return nil
 }
 
 // together makes one job of all bindings that need no preparation. l.mu is held.

@@ -53,6 +53,12 @@ func slimNode(n *corev1.Node) {
 	}
 }
 
+// AsSeen makes of a pod from the API what the view would hold of it. The pod must be the caller's alone.
+func AsSeen(pod *corev1.Pod) *corev1.Pod {
+	slim(pod)
+	return pod
+}
+
 // slim drops of a pod what the node's agent alone reads: a third to a half of
 // it, which adds up to 15 MB in a cluster of 10,000.
 func slim(pod *corev1.Pod) {
