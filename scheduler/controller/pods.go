@@ -18,6 +18,24 @@ func PodTerminal(pod *corev1.Pod) bool {
 // PodTerminating says that the pod is being deleted and has not ended yet.
 func PodTerminating(pod *corev1.Pod) bool { return !PodTerminal(pod) && pod.DeletionTimestamp != nil }
 
+// MaxWaiting is how many pods without a node an owner is given: more wait until
+// some of these have one. Whoever asks for a million pods by mistake gets what
+// the cluster has room for and this, not a store full of pods that nobody can
+// run; and a workload of any size grows as fast as its pods are placed. Upstream
+// has no such bound.
+const MaxWaiting = 5000
+
+// Room returns how many more pods an owner may be given that has these.
+func Room(pods []*corev1.Pod) int {
+	waiting := 0
+	for _, p := range pods {
+		if p.Spec.NodeName == "" && PodActive(p) {
+			waiting++
+		}
+	}
+	return max(0, MaxWaiting-waiting)
+}
+
 // PodReady says that the pod's Ready condition is true.
 func PodReady(pod *corev1.Pod) bool {
 	_, ok := PodReadySince(pod)

@@ -300,7 +300,7 @@ func (p *planner) manage() {
 	if onlyReplacesFailed(p.job) {
 		active += len(p.terminating)
 	}
-	n := min(want-active, maxPods)
+	n := min(want-active, maxPods, controller.Room(p.active))
 	if n <= 0 {
 		return
 	}

@@ -2,6 +2,8 @@ package replicaset
 
 import (
 	"cmp"
+	"errors"
+	"fmt"
 	"math"
 	"slices"
 	"strconv"
@@ -23,12 +25,34 @@ type todo struct {
 	remove []*corev1.Pod
 }
 
+// reasonWaiting is the reason of the condition of a set of which too many pods have no node yet.
+const reasonWaiting = "TooManyWaiting"
+
+// heldBack says that pods are not made because too many have no node yet. It
+// passes by itself: a pod that gets a node, or goes, wakes the set.
+type heldBack struct{ wanted int32 }
+
+func (e heldBack) Error() string {
+	return fmt.Sprintf("%d pods wait for a node, which is the most at a time: the others of %d are made as those get one", controller.MaxWaiting, e.wanted)
+}
+
+// held returns a heldBack if rs wants more pods than it may be given. Once said it
+// stays as long as that may happen again, or it would come and go with each pod.
+func held(rs *appsv1.ReplicaSet, active []*corev1.Pod) error {
+	missing, room := int(*rs.Spec.Replicas)-len(active), controller.Room(active)
+	said := slices.ContainsFunc(rs.Status.Conditions, func(c appsv1.ReplicaSetCondition) bool { return c.Reason == reasonWaiting })
+	if missing > 0 && room == 0 || said && missing > controller.MaxWaiting {
+		return heldBack{*rs.Spec.Replicas}
+	}
+	return nil
+}
+
 // plan compares the active pods of rs with what it asks for. siblings are the
 // pods of all ReplicaSets of the same Deployment.
 func plan(rs *appsv1.ReplicaSet, active, siblings []*corev1.Pod, now time.Time) todo {
 	diff := len(active) - int(*rs.Spec.Replicas)
 	if diff <= 0 {
-		return todo{create: min(-diff, burst)}
+		return todo{create: min(-diff, burst, controller.Room(active))}
 	}
 	return todo{remove: victims(active, siblings, now)[:min(diff, burst)]}
 }
@@ -183,7 +207,9 @@ func newStatus(rs *appsv1.ReplicaSet, active, terminating []*corev1.Pod, manageE
 		s.Conditions = slices.Delete(s.Conditions, failed, failed+1)
 	case manageErr != nil && failed < 0:
 		reason := "FailedCreate"
-		if len(active) > int(*rs.Spec.Replicas) {
+		if errors.As(manageErr, new(heldBack)) {
+			reason = reasonWaiting
+		} else if len(active) > int(*rs.Spec.Replicas) {
 			reason = "FailedDelete"
 		}
 		s.Conditions = append(s.Conditions, appsv1.ReplicaSetCondition{

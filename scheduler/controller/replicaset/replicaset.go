@@ -152,8 +152,11 @@ func (c *replicaSets) sync(ctx context.Context, key string) error {
 	} else if rs.DeletionTimestamp == nil {
 		manageErr = c.manage(ctx, key, rs, active)
 	}
-	now := c.Clock.Now()
-	if err := c.updateStatus(ctx, rs, newStatus(rs, active, terminating, manageErr, now)); err != nil {
+	now, failure := c.Clock.Now(), manageErr
+	if failure == nil {
+		failure = held(rs, active) // nothing to try again for
+	}
+	if err := c.updateStatus(ctx, rs, newStatus(rs, active, terminating, failure, now)); err != nil {
 		return err
 	}
 	if manageErr != nil {

@@ -127,6 +127,46 @@ func TestPlanIsBounded(t *testing.T) {
 	}
 }
 
+// A set is given no more pods than it may have without a node, says so, and goes on saying so until it is clear of that.
+func TestTooManyWaitingPodsHoldASetBack(t *testing.T) {
+	rs := set(12000)
+	var active []*corev1.Pod
+	grow := func(n int, opts ...opt) {
+		for range n {
+			active = append(active, mk(fmt.Sprintf("p%d", len(active)), opts...))
+		}
+	}
+	step := func(create int, says bool) {
+		t.Helper()
+		if got := plan(rs, active, nil, t0).create; got != create {
+			t.Errorf("%d pods, %d may be made: %d are", len(active), create, got)
+		}
+		rs.Status = newStatus(rs, active, nil, held(rs, active), t0)
+		got := ""
+		for _, c := range rs.Status.Conditions {
+			got += c.Reason + ": " + c.Message
+		}
+		if says != strings.Contains(got, "TooManyWaiting: 5000 pods wait for a node, which is the most at a time: the others of 12000") || !says && got != "" {
+			t.Errorf("%d pods: the status says %q", len(active), got)
+		}
+	}
+	step(burst, false)
+	grow(controller.MaxWaiting-100, on(""))
+	step(100, false)
+	grow(100, on(""))
+	step(0, true)
+	for _, p := range active[:50] {
+		p.Spec.NodeName = "n"
+	}
+	step(50, true)
+	for _, p := range active {
+		p.Spec.NodeName = "n"
+	}
+	step(burst, true) // it may happen again
+	grow(12000-controller.MaxWaiting-len(active), on("n"))
+	step(burst, false)
+}
+
 func TestNewStatus(t *testing.T) {
 	rs := set(4)
 	rs.Spec.MinReadySeconds = 60

@@ -16,6 +16,9 @@ import (
 	"skein.io/skein/scheduler/controller"
 )
 
+// burst bounds how many pods one step creates: upstream's of ReplicaSets and Jobs.
+const burst = 500
+
 // revision is a pod template with its name.
 type revision struct {
 	name     string
@@ -58,7 +61,7 @@ func (s *step) after(d time.Duration) {
 // of other revisions from the last ordinal down to the partition, and never
 // makes more pods unavailable than its strategy allows.
 func plan(in input) step {
-	p := &planner{input: in, ordered: in.set.Spec.PodManagementPolicy != appsv1.ParallelPodManagement}
+	p := &planner{input: in, ordered: in.set.Spec.PodManagementPolicy != appsv1.ParallelPodManagement, room: min(burst, controller.Room(in.pods))}
 	if in.set.DeletionTimestamp != nil {
 		return p.out
 	}
@@ -72,6 +75,7 @@ func plan(in input) step {
 type planner struct {
 	input
 	ordered   bool
+	room      int           // how many pods may be made
 	replicas  []*corev1.Pod // by ordinal from the first; nil where none exists
 	condemned []*corev1.Pod // beyond the ordinals wanted, the last first
 	out       step
@@ -109,6 +113,8 @@ func (p *planner) keepReplicas() bool {
 
 func (p *planner) keep(at int, pod *corev1.Pod) (goOn bool) {
 	switch {
+	case pod == nil && len(p.out.create) >= p.room:
+		return false // the events of those that are made wake the set
 	case pod == nil:
 		if p.stale(at) {
 			p.out.after(staleRecheck)

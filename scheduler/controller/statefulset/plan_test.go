@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"skein.io/skein/scheduler/controller"
 	"skein.io/skein/scheduler/controller/history"
 )
 
@@ -361,4 +362,21 @@ func play(seed uint64) error {
 
 func firstName(set *appsv1.StatefulSet) string {
 	return history.Name(set.Name, history.Hash(&set.Spec.Template, nil))
+}
+
+// A set of any size makes so many pods a step, and no more while too many have no node.
+func TestALargeSetGrowsInBoundedSteps(t *testing.T) {
+	set, rev := newSet(1000000, parallelSet), revision{"r", nil}
+	in := input{set: set, now: t0}
+	rev.template = &set.Spec.Template
+	in.current, in.update = rev, rev
+	if got := plan(in).create; len(got) != burst || got[0].Name != "db-0" || got[burst-1].Name != fmt.Sprintf("db-%d", burst-1) {
+		t.Errorf("%d pods in the first step", len(got))
+	}
+	for i := range controller.MaxWaiting - 7 {
+		in.pods = append(in.pods, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: fmt.Sprintf("db-%d", i)}, Status: corev1.PodStatus{Phase: corev1.PodPending}})
+	}
+	if got := plan(in).create; len(got) != 7 {
+		t.Errorf("%d pods beside %d that wait", len(got), len(in.pods))
+	}
 }
