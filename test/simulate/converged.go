@@ -34,6 +34,10 @@ func (w *world) unfinished() (out []string) {
 	w.jobsDone(add)
 	w.podsDone(add)
 	w.trafficDone(add)
+	w.volumesDone(add)
+	w.devicesDone(add)
+	w.scalesDone(add)
+	w.quotasDone(add)
 	w.nothingOrphaned(add)
 	slices.Sort(out)
 	return out

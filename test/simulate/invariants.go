@@ -10,6 +10,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	resourceapi "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -40,7 +41,9 @@ type invariants struct {
 	calm       time.Time                               // before it, the API failed at random
 	jobs       map[types.UID]*jobCount
 	cordoned   map[string]time.Time
-	checks     map[string]int // how often each rule was really applied
+	devices    map[device]types.UID    // by whose claim it is held
+	raised     map[types.UID]time.Time // when an autoscaler raised a Deployment
+	checks     map[string]int          // how often each rule was really applied
 }
 
 type usage struct{ cpu, mem, pods int64 }
@@ -54,7 +57,7 @@ type jobCount struct {
 
 func watchInvariants(s *store) *invariants {
 	v := &invariants{s: s, running: map[key]*process{}, used: map[string]usage{}, pods: map[types.UID]map[types.UID]*corev1.Pod{}, sets: map[types.UID]types.UID{},
-		trouble: map[types.UID]time.Time{}, hurt: map[types.UID]time.Time{}, jobs: map[types.UID]*jobCount{}, cordoned: map[string]time.Time{}, checks: map[string]int{}}
+		trouble: map[types.UID]time.Time{}, hurt: map[types.UID]time.Time{}, jobs: map[types.UID]*jobCount{}, cordoned: map[string]time.Time{}, devices: map[device]types.UID{}, raised: map[types.UID]time.Time{}, checks: map[string]int{}}
 	s.onCommit = append(s.onCommit, v.look)
 	return v
 }
@@ -154,9 +157,22 @@ func (v *invariants) look(c commit) {
 			v.sets[obj.UID] = ref.UID
 		}
 		v.specChanged(c, obj.UID)
+	case *corev1.PersistentVolume, *corev1.PersistentVolumeClaim:
+		if c.cur != nil {
+			v.volumeChanged(c.old, c.cur)
+		}
+	case *resourceapi.ResourceClaim:
+		old, _ := c.old.(*resourceapi.ResourceClaim)
+		cur, _ := c.cur.(*resourceapi.ResourceClaim)
+		v.devicesChanged(old, cur)
 	case *appsv1.Deployment, *appsv1.StatefulSet, *appsv1.DaemonSet:
 		acc, _ := meta.Accessor(obj)
 		v.specChanged(c, acc.GetUID())
+		old, _ := c.old.(*appsv1.Deployment)
+		cur, _ := c.cur.(*appsv1.Deployment)
+		if old != nil && cur != nil && *old.Spec.Replicas != *cur.Spec.Replicas && strings.HasPrefix(c.who, "leader") {
+			v.autoscaled(old, cur)
+		}
 	case *batchv1.Job:
 		v.specChanged(c, obj.UID)
 		if c.cur != nil {
@@ -250,6 +266,7 @@ func (v *invariants) podChanged(old, cur *corev1.Pod, who string) {
 	dep := v.sets[ref.UID]
 	switch {
 	case old == nil:
+		v.withinQuota(cur)
 		v.created(ref, dep, cur)
 	case wasReady && !isReady && strings.HasPrefix(who, "leader") && !disrupted(any) && !live(cur):
 		v.retired(ref, dep, old)
@@ -292,6 +309,8 @@ func (v *invariants) capacity(old, cur *corev1.Pod) {
 		return // it went while the binding was under way
 	}
 	n, u := e.obj.(*corev1.Node), v.used[name]
+	v.volumesReach(cur, n)
+	v.devicesThere(cur, n)
 	if u.cpu > n.Status.Allocatable.Cpu().MilliValue() || u.mem > n.Status.Allocatable.Memory().Value() || u.pods > n.Status.Allocatable.Pods().Value() {
 		v.broken("node %s is over capacity with %s/%s: %dm CPU, %d bytes, %d pods", name, cur.Namespace, cur.Name, u.cpu, u.mem, u.pods)
 	}

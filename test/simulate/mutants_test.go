@@ -9,9 +9,11 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	resourceapi "k8s.io/api/resource/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -36,6 +38,18 @@ func (b busy) Run(ctx context.Context) error {
 			_, _ = b.Client.CoreV1().Namespaces().Patch(ctx, "default", types.MergePatchType, patch, metav1.PatchOptions{})
 		}
 	}
+}
+
+// deaf is a controller that goes on writing when it is told to stop.
+type deaf struct{ controller.Deps }
+
+func (deaf) Name() string { return "deaf" }
+
+func (b deaf) Run(ctx context.Context) error {
+	<-ctx.Done()
+	time.Sleep(100 * time.Millisecond)
+	_, _ = b.Client.CoreV1().Namespaces().Patch(context.WithoutCancel(ctx), "default", types.MergePatchType, []byte(`{"metadata":{"labels":{"deaf":"yes"}}}`), metav1.PatchOptions{})
+	return nil
 }
 
 // without leaves a controller out.
@@ -113,6 +127,38 @@ func TestSimulationCanFail(t *testing.T) {
 				b.Status.DisruptionsAllowed += 5
 			}
 		}}, "budget", true, "drain"},
+		{"pods bound where their volumes are not", fault{miswrite: func(q query, o runtime.Object) {
+			if b, ok := o.(*corev1.Binding); ok && strings.HasPrefix(q.at.name, "db-") {
+				b.Target.Name = "n0000"
+			}
+		}}, "out of reach", false, ""},
+		{"devices thought to be free", fault{misread: func(o runtime.Object) {
+			if c, ok := o.(*resourceapi.ResourceClaim); ok {
+				c.Status.Allocation = nil
+			}
+		}}, "was given to claim", false, ""},
+		{"autoscalers without a bound", fault{misread: func(o runtime.Object) {
+			if h, ok := o.(*autoscalingv2.HorizontalPodAutoscaler); ok {
+				h.Spec.MaxReplicas = 100
+			}
+		}}, "allowed are", true, "load changes"},
+		{"autoscalers that follow every load at once", fault{misread: func(o runtime.Object) {
+			if h, ok := o.(*autoscalingv2.HorizontalPodAutoscaler); ok {
+				rules := func() *autoscalingv2.HPAScalingRules {
+					return &autoscalingv2.HPAScalingRules{StabilizationWindowSeconds: ptr(int32(0)), SelectPolicy: ptr(autoscalingv2.MaxChangePolicySelect),
+						Policies: []autoscalingv2.HPAScalingPolicy{{Type: autoscalingv2.PercentScalingPolicy, Value: 100, PeriodSeconds: 15}}}
+				}
+				h.Spec.Behavior = &autoscalingv2.HorizontalPodAutoscalerBehavior{ScaleUp: rules(), ScaleDown: rules()}
+			}
+		}}, "after it was scaled up", true, "load changes"},
+		{"quotas counted wrong", fault{miswrite: func(q query, o runtime.Object) {
+			if r, ok := o.(*corev1.ResourceQuota); ok && q.sub == "status" {
+				r.Status.Used[corev1.ResourcePods] = *quantity("3")
+			}
+		}}, "its quota is", false, "rollout"},
+		{"a leader that is deaf", fault{config: func(cfg *scheduler.Config) {
+			cfg.Controllers = append(scheduler.Controllers(), func(d controller.Deps, _ scheduler.Config) controller.Controller { return deaf{d} })
+		}}, "told to stop", false, "leader is deposed"},
 		{"no garbage collection", fault{config: without("garbage")}, "owners are gone", true, ""},
 		{"no endpoint slices", fault{config: without("endpointslice")}, "leads to", true, ""},
 		{"writes while nothing changes", fault{config: func(cfg *scheduler.Config) {

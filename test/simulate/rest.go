@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
@@ -55,6 +56,9 @@ type door struct {
 	miswrite func(q query, obj runtime.Object)
 	// lag is the longest time between a commit and its event at a watch.
 	lag time.Duration
+	// told is when the leader was told to stop, 0 before; late is told of writes that it makes afterwards.
+	told atomic.Int64
+	late func(id string)
 
 	mu    sync.Mutex
 	asked map[string]int // guarded by mu
@@ -95,6 +99,7 @@ func (d *door) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, ctx.Err()
 	}
 	if r.Method != http.MethodGet {
+		d.begun(id)
 		d.s.mu.Lock()
 		d.s.tries[id]++
 		d.s.mu.Unlock()
@@ -121,6 +126,20 @@ func (d *door) RoundTrip(r *http.Request) (*http.Response, error) {
 		return answer(r, status(err))
 	}
 	return answer(r, obj)
+}
+
+// begun notes that a write arrives.
+func (d *door) begun(id string) {
+	if t := d.told.Load(); t != 0 && time.Now().UnixNano() > t && d.late != nil {
+		d.late(id)
+	}
+}
+
+// deposed says that another leader has followed.
+func (d *door) deposed() bool {
+	d.s.mu.Lock()
+	defer d.s.mu.Unlock()
+	return d.term != 0 && d.term < d.s.fence
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {
@@ -206,13 +225,8 @@ func (d *door) serve(q query, r *http.Request, body []byte) (runtime.Object, err
 	if q.kind, ok = d.s.kinds[q.kind.gvr]; !ok {
 		return nil, apierrors.NewNotFound(q.kind.resource(), q.at.name)
 	}
-	if d.term != 0 && q.verb != "get" && q.verb != "list" {
-		d.s.mu.Lock()
-		deposed := d.term < d.s.fence
-		d.s.mu.Unlock()
-		if deposed {
-			return nil, apierrors.NewInternalError(errDeposed)
-		}
+	if q.verb != "get" && q.verb != "list" && d.deposed() {
+		return nil, apierrors.NewInternalError(errDeposed)
 	}
 	e, err := d.carryOut(q, r, body)
 	switch {

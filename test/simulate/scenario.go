@@ -29,6 +29,23 @@ type user struct {
 	nodes []string
 	zones []string
 	homes []string // namespaces
+	// loaded are the Deployments with a load and an autoscaler.
+	loaded []key
+}
+
+// labelKept is on Deployments that nobody scales or deletes: something depends on them.
+const labelKept = "simulate/kept"
+
+var (
+	kNone, kOne = intstr.FromInt32(0), intstr.FromInt32(1)
+	k25         = intstr.FromString("25%")
+)
+
+func (u *user) keep(d *appsv1.Deployment) { d.Labels[labelKept] = "yes" }
+
+// others are the Deployments that are not kept.
+func (u *user) others() []*appsv1.Deployment {
+	return slices.DeleteFunc(sorted(all[*appsv1.Deployment](u.w)), func(d *appsv1.Deployment) bool { return d.Labels[labelKept] != "" })
 }
 
 func newUser(w *world, sc scenario) *user {
@@ -54,16 +71,32 @@ func (u *user) name(kind string) string {
 func (u *user) home() string { return u.homes[u.n(len(u.homes))] }
 
 func (u *user) addNode() {
-	name := fmt.Sprintf("n%04d", len(u.nodes))
-	u.w.agents.add(name, u.zones[len(u.nodes)%len(u.zones)], []string{"4", "3", "6"}[u.n(3)], "16Gi")
+	at := len(u.nodes)
+	name := fmt.Sprintf("n%04d", at)
+	u.w.agents.add(name, u.zones[at%len(u.zones)], []string{"4", "3", "6"}[u.n(3)], "16Gi")
 	u.nodes = append(u.nodes, name)
+	if at%max(1, u.sc.nodes/50) == 0 {
+		for range localsPerNode {
+			u.w.storage.addLocal(name)
+		}
+	}
+	if at%max(deviceEvery, u.sc.nodes/50) == 0 {
+		u.w.addSlice(name)
+	}
 }
 
 // populate makes the workloads of the scenario: two DaemonSets, and of the other pods two thirds in Deployments, a fifth in StatefulSets.
 func (u *user) populate() {
 	u.w.make(daemonSet("default", "agent", false))
 	u.w.make(daemonSet("default", "proxy", true))
-	rest := u.sc.pods - 2*u.sc.nodes
+	rest := u.sc.pods - 2*u.sc.nodes - u.addBounded()
+	for _, class := range []string{classLocal, classZonal} {
+		rest -= u.addStatefulSetOf(class)
+	}
+	for range 1 + u.sc.pods/5000 {
+		rest -= u.withAutoscaler(u.home())
+		rest -= u.addDevices()
+	}
 	for i := 0; rest > 0; i++ {
 		switch {
 		case i%5 == 4:
@@ -103,13 +136,32 @@ func (u *user) addDeployment(ns, name string) int {
 	return int(replicas)
 }
 
+// addDevices makes a Deployment that uses half of the devices of a few nodes.
+func (u *user) addDevices() int {
+	replicas := int32(2 + u.n(3))
+	d := deployment(u.home(), u.name("device"), replicas, kOne, []intstr.IntOrString{kNone, kOne}[u.n(2)], false)
+	u.keep(d)
+	u.w.withDevice(d)
+	u.w.make(d)
+	return int(replicas)
+}
+
 func (u *user) addStatefulSet() int {
+	return u.addStatefulSetOf([]string{"", "", classLocal, classZonal}[u.n(4)])
+}
+
+// addStatefulSetOf makes one whose pods have volumes of a class, or none for "".
+func (u *user) addStatefulSetOf(class string) int {
 	ns, name, replicas := u.home(), u.name("db"), int32(1+u.n(7))
 	policy := appsv1.OrderedReadyPodManagement
 	if u.n(3) == 0 {
 		policy = appsv1.ParallelPodManagement
 	}
-	u.w.make(statefulSet(ns, name, replicas, policy))
+	set := statefulSet(ns, name, replicas, policy)
+	if class != "" {
+		withVolumes(set, class, []appsv1.PersistentVolumeClaimRetentionPolicyType{appsv1.RetainPersistentVolumeClaimRetentionPolicyType, appsv1.DeletePersistentVolumeClaimRetentionPolicyType}[u.n(2)])
+	}
+	u.w.make(set)
 	u.w.make(service(ns, name))
 	if replicas > 2 {
 		u.w.make(budget(ns, name, intstr.FromInt32(1)))
@@ -161,6 +213,8 @@ var allTroubles = []trouble{
 	{"watches expire", 3, (*user).expire},
 	{"namespace comes and goes", 2, (*user).namespaceLife},
 	{"preemption", 3, (*user).preempt},
+	{"load changes", 5, (*user).loadChanges},
+	{"Job within a quota", 3, (*user).boundedJob},
 }
 
 // torment lets troubles happen, and ends when it healed what it broke.
@@ -234,7 +288,9 @@ func (u *user) zoneCutOff() {
 }
 
 func (u *user) nodeLeaves() {
-	u.w.agents.leave(u.someNode())
+	name := u.someNode()
+	u.w.agents.leave(name)
+	u.w.storage.left(name)
 	u.addNode()
 }
 
@@ -279,7 +335,7 @@ func (u *user) scale() {
 		}
 		return
 	}
-	if d, ok := pickOne(u, sorted(all[*appsv1.Deployment](u.w))); ok {
+	if d, ok := pickOne(u, u.others()); ok {
 		n := int32(u.n(int(2**d.Spec.Replicas) + 2))
 		n = min(n, int32(max(20, u.sc.pods/100)))
 		edit(u.w, d.Namespace, d.Name, func(d *appsv1.Deployment) { d.Spec.Replicas = &n })
@@ -337,7 +393,7 @@ func (u *user) deleteWorkload() {
 			_, _ = u.w.s.remove(u.w.kindOf(j), keyOf(j), opts, "user")
 		}
 	default:
-		d, ok := pickOne(u, sorted(all[*appsv1.Deployment](u.w)))
+		d, ok := pickOne(u, u.others())
 		if !ok {
 			return
 		}

@@ -181,6 +181,11 @@ func (s *store) create(k kind, obj runtime.Object, who string) (*entry, error) {
 	if t.objs[keyOf(acc)] != nil {
 		return nil, apierrors.NewAlreadyExists(k.resource(), acc.GetName())
 	}
+	if pod, ok := obj.(*corev1.Pod); ok {
+		if err := s.charge(pod, who); err != nil {
+			return nil, err
+		}
+	}
 	acc.SetUID(types.UID(fmt.Sprintf("%08x-%s", s.rev+1, k.gvk.Kind)))
 	acc.SetCreationTimestamp(metav1.NewTime(time.Now().Truncate(time.Second)))
 	acc.SetDeletionTimestamp(nil)
@@ -192,6 +197,8 @@ func (s *store) create(k kind, obj runtime.Object, who string) (*entry, error) {
 	case *corev1.Namespace:
 		o.Status.Phase = corev1.NamespaceActive
 		o.Spec.Finalizers = []corev1.FinalizerName{corev1.FinalizerKubernetes}
+	default:
+		defaultVolume(obj, acc)
 	}
 	s.count("create", k, "")
 	return s.put(t, watch.Added, obj, who), nil

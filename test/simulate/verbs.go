@@ -294,6 +294,8 @@ func (s *store) bind(b *corev1.Binding, at key, who string) error {
 		switch {
 		case b.UID != "" && b.UID != pod.UID:
 			return nil, apierrors.NewConflict(k.resource(), at.name, fmt.Errorf("the UID in the precondition (%s) does not match", b.UID))
+		case b.ResourceVersion != "" && b.ResourceVersion != pod.ResourceVersion:
+			return nil, apierrors.NewConflict(k.resource(), at.name, fmt.Errorf("the ResourceVersion in the precondition (%s) does not match", b.ResourceVersion))
 		case pod.DeletionTimestamp != nil:
 			return nil, apierrors.NewConflict(k.resource(), at.name, fmt.Errorf("pod %s is being deleted, cannot be assigned to a host", at.name))
 		case pod.Spec.NodeName != "":

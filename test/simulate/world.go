@@ -17,10 +17,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 
 	"skein.io/skein/scheduler"
+	"skein.io/skein/scheduler/controller"
 )
 
 // world is a cluster: an API, machines with agents, a succession of leaders, and eyes on all of it.
@@ -28,6 +30,7 @@ type world struct {
 	seed      uint64
 	s         *store
 	agents    *agents
+	storage   *storage
 	inv       *invariants
 	rnd       *rand.Rand // of the scenario; only its goroutine draws from it
 	log       *slog.Logger
@@ -40,6 +43,7 @@ type world struct {
 
 	drawMu sync.Mutex
 	draws  map[string]uint64 // guarded by drawMu
+	loads  map[key]int64     // of autoscaled Deployments, in thousandths of a CPU; guarded by drawMu
 
 	over    atomic.Bool   // the agents rest
 	fails   atomic.Uint64 // of 1,000 requests of the leader
@@ -52,7 +56,7 @@ type world struct {
 }
 
 func newWorld(seed uint64, logs io.Writer) *world {
-	w := &world{seed: seed, s: newStore(seed), rnd: rand.New(rand.NewPCG(seed, 1)), draws: map[string]uint64{}, jobLength: 20 * time.Second,
+	w := &world{seed: seed, s: newStore(seed), rnd: rand.New(rand.NewPCG(seed, 1)), draws: map[string]uint64{}, loads: map[key]int64{}, jobLength: 20 * time.Second,
 		log: slog.New(slog.DiscardHandler)}
 	if logs != nil {
 		w.log = slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: slog.LevelInfo}))
@@ -63,6 +67,8 @@ func newWorld(seed uint64, logs io.Writer) *world {
 	for _, ns := range []string{"default", corev1.NamespaceNodeLease, "kube-system"} {
 		w.namespace(ns)
 	}
+	w.storage = newStorage(w)
+	w.deviceClass()
 	return w
 }
 
@@ -108,8 +114,16 @@ func (w *world) elect(lag time.Duration) {
 		w.cancels = append(w.cancels, old.cancel)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	w.lead = &leadership{term: term, cancel: cancel, done: make(chan error, 1)}
 	d := w.s.door(fmt.Sprintf("leader-%d", term), term)
+	w.lead = &leadership{term: term, done: make(chan error, 1), cancel: func() {
+		d.told.CompareAndSwap(0, time.Now().UnixNano())
+		cancel()
+	}}
+	d.late = func(id string) {
+		w.inv.mu.Lock()
+		defer w.inv.mu.Unlock()
+		w.inv.broken("the leader of term %d wrote after it was told to stop: %s", term, id)
+	}
 	d.fault, d.misread, d.miswrite = w.lose(term), w.fault.misread, w.fault.miswrite
 	cfg := d.config()
 	must := func(err error) {
@@ -127,6 +141,8 @@ func (w *world) elect(lag time.Duration) {
 	sc.Client, sc.Metadata, sc.Dynamic, sc.Health = client, meta, dyn, w.agents
 	sc.PodCIDR, sc.RootCA = netip.MustParsePrefix("10.0.0.0/8"), []byte("ca")
 	sc.Seed = draw(w.seed, "placement", term)
+	sc.Autoscaling = scaling{w, d}
+	sc.Quota = func(f informers.SharedInformerFactory) controller.Quota { return newUsage(f) }
 	sc.Logger = w.log.With("term", term)
 	if w.fault.config != nil {
 		w.fault.config(&sc)
