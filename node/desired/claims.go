@@ -2,7 +2,6 @@ package desired
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -54,9 +53,8 @@ type claimUse struct {
 func (s *Store) followClaims(ctx context.Context, client kubernetes.Interface) {
 	changes, cancel := s.Subscribe(Pods)
 	defer cancel()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	running := map[claimUse]context.CancelFunc{}
+	var readers followers[claimUse]
+	defer readers.end()
 	for first := true; ; first = false {
 		want := map[claimUse]func(context.Context){}
 		for _, p := range s.Pods() {
@@ -65,27 +63,19 @@ func (s *Store) followClaims(ctx context.Context, client kubernetes.Interface) {
 			}
 		}
 		kept := map[string]bool{}
-		for use, stop := range running {
-			if want[use] != nil {
-				kept[use.key] = true
-				continue
+		readers.keep(func(use claimUse) bool {
+			if want[use] == nil {
+				return false
 			}
-			stop()
-			delete(running, use)
-		}
+			kept[use.key] = true
+			return true
+		})
 		s.forgetClaims(want, kept, first)
 		for use, read := range want {
-			if running[use] == nil {
-				rctx, stop := context.WithCancel(ctx)
-				running[use] = stop
-				wg.Go(func() { read(rctx) })
-			}
+			readers.start(ctx, use, read)
 		}
 		select {
 		case <-ctx.Done():
-			for _, stop := range running {
-				stop()
-			}
 			return
 		case <-changes:
 		}

@@ -281,9 +281,8 @@ func listWatch[L runtime.Object](t *table, selector string, list func(context.Co
 func (s *Store) followRefs(ctx context.Context, follow func(context.Context, Ref)) {
 	changes, cancel := s.Subscribe(Pods)
 	defer cancel()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	running := map[Ref]context.CancelFunc{}
+	var watches followers[Ref]
+	defer watches.end()
 	for {
 		want := map[Ref]bool{}
 		for _, p := range s.Pods() {
@@ -291,25 +290,13 @@ func (s *Store) followRefs(ctx context.Context, follow func(context.Context, Ref
 				want[r] = true
 			}
 		}
-		for r, stop := range running {
-			if !want[r] {
-				stop()
-				delete(running, r)
-			}
-		}
+		watches.keep(func(r Ref) bool { return want[r] })
 		for r := range want {
-			if running[r] == nil {
-				rctx, stop := context.WithCancel(ctx)
-				running[r] = stop
-				wg.Go(func() { follow(rctx, r) })
-			}
+			watches.start(ctx, r, func(ctx context.Context) { follow(ctx, r) })
 		}
 		s.forgetUnwanted(want)
 		select {
 		case <-ctx.Done():
-			for _, stop := range running {
-				stop()
-			}
 			return
 		case <-changes:
 		}

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"skein.io/skein/scheduler/controller"
 )
 
 // ZoneState is how a zone fares and what the brake on evictions does there.
@@ -28,8 +30,9 @@ type ZoneState struct {
 // it, one after the other. The zero value is ready; it is safe for concurrent
 // use. A nil Board shows and counts nothing.
 type Board struct {
+	running controller.Running[*Controller]
+
 	mu        sync.Mutex // guards all below
-	running   *Controller
 	brakes    map[string]int
 	evictions map[string]int
 }
@@ -40,9 +43,7 @@ func (b *Board) Zones() []ZoneState {
 	if b == nil {
 		return nil
 	}
-	b.mu.Lock()
-	c := b.running
-	b.mu.Unlock()
+	c := b.running.Get()
 	if c == nil {
 		return nil
 	}
@@ -60,26 +61,14 @@ func (b *Board) follow(c *Controller) (stop func()) {
 	if b == nil {
 		return func() {}
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.running = c
-	if b.brakes == nil {
-		b.brakes, b.evictions = map[string]int{}, map[string]int{}
-	}
-	return func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if b.running == c {
-			b.running = nil
-		}
-	}
+	return b.running.Follow(c)
 }
 
 func (b *Board) braked(zone string) {
 	if b != nil {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		b.brakes[zoneName(zone)]++
+		count(&b.brakes, zone)
 	}
 }
 
@@ -87,8 +76,15 @@ func (b *Board) evicted(zone string) {
 	if b != nil {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		b.evictions[zoneName(zone)]++
+		count(&b.evictions, zone)
 	}
+}
+
+func count(in *map[string]int, zone string) {
+	if *in == nil {
+		*in = map[string]int{}
+	}
+	(*in)[zoneName(zone)]++
 }
 
 // zones returns what the controller alone knows of ZoneState.

@@ -5,6 +5,8 @@ import (
 
 	resourceapi "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/labels"
+
+	"skein.io/skein/scheduler/controller"
 )
 
 // Kind tells claims apart as upstream's metrics do.
@@ -23,8 +25,9 @@ type Creation struct{ OK, AdminAccess bool }
 // all that used it. The zero value is ready; it is safe for concurrent use. A
 // nil Board counts nothing.
 type Board struct {
-	mu      sync.Mutex // guards all below
-	running *claims
+	running controller.Running[*claims]
+
+	mu      sync.Mutex // guards creates
 	creates map[Creation]int
 }
 
@@ -33,9 +36,7 @@ func (b *Board) Claims() map[Kind]int {
 	if b == nil {
 		return nil
 	}
-	b.mu.Lock()
-	c := b.running
-	b.mu.Unlock()
+	c := b.running.Get()
 	if c == nil {
 		return nil
 	}
@@ -75,16 +76,7 @@ func (b *Board) follow(c *claims) (stop func()) {
 	if b == nil {
 		return func() {}
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.running = c
-	return func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if b.running == c {
-			b.running = nil
-		}
-	}
+	return b.running.Follow(c)
 }
 
 func (b *Board) created(claim *resourceapi.ResourceClaim, ok bool) {
