@@ -129,7 +129,7 @@ func (w *world) devicesDone(add complain) {
 	for _, c := range all[*resourceapi.ResourceClaim](w) {
 		ref := metav1.GetControllerOf(c)
 		if ref == nil || pods[ref.UID] == nil || podEnded(pods[ref.UID]) || len(devicesOf(c)) != 1 {
-			add("claim %s/%s has %v for %v", c.Namespace, c.Name, devicesOf(c), c.Status.ReservedFor)
+			add("claim %s/%s of %v has %v for %v, finalizers %v, deleted %v", c.Namespace, c.Name, c.OwnerReferences, devicesOf(c), c.Status.ReservedFor, c.Finalizers, c.DeletionTimestamp)
 		}
 	}
 }

@@ -2,6 +2,8 @@ package resourceclaim
 
 import (
 	"errors"
+	"fmt"
+	"hash/fnv"
 	"maps"
 	"slices"
 
@@ -9,6 +11,7 @@ import (
 	resourceapi "k8s.io/api/resource/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/dynamic-resource-allocation/resourceclaim"
 
 	"skein.io/skein/scheduler/controller"
@@ -134,8 +137,11 @@ func (p *podPlan) make(podClaim *corev1.PodResourceClaim, owned []*resourceapi.R
 	p.create = append(p.create, *podClaim)
 }
 
-// newClaim is a claim for one pod, made from a template. Its generated name is
-// <pod>-<name>-..., both shortened in proportion where it is too long.
+// newClaim is a claim for one pod, made from a template. Its name is
+// <pod>-<name>-..., both shortened in proportion where it is too long. It ends
+// in a hash of what it is for, where upstream has random characters: a creation
+// of which nobody knows whether it happened is made again, and would leave a
+// second claim, which nobody uses and the pod keeps.
 func newClaim(pod *corev1.Pod, podClaim string, template *resourceapi.ResourceClaimTemplate) *resourceapi.ResourceClaim {
 	const longest = 57 // leaves room for the hyphen and five random characters of 63
 	base := pod.Name + "-" + podClaim + "-"
@@ -150,11 +156,18 @@ func newClaim(pod *corev1.Pod, podClaim string, template *resourceapi.ResourceCl
 	annotations[resourceapi.PodResourceClaimAnnotation] = podClaim
 	return &resourceapi.ResourceClaim{
 		ObjectMeta: metav1.ObjectMeta{
-			GenerateName: base, Labels: template.Spec.ObjectMeta.Labels, Annotations: annotations,
+			Name: base + suffix(pod.UID, podClaim), Labels: template.Spec.ObjectMeta.Labels, Annotations: annotations,
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID, Controller: &yes}},
 		},
 		Spec: template.Spec.Spec,
 	}
+}
+
+// suffix is five characters for a claim of a pod.
+func suffix(uid types.UID, podClaim string) string {
+	h := fnv.New64a()
+	h.Write([]byte(podClaim + "/" + string(uid)))
+	return rand.SafeEncodeString(fmt.Sprintf("%05d", h.Sum64()%1e5))
 }
 
 // statuses is the pod's list of claims with names put in.

@@ -278,8 +278,19 @@ func (c *claims) createOne(ctx context.Context, pod *corev1.Pod, podClaim *corev
 	if err != nil {
 		return nil, fmt.Errorf("resource claim template %q: %w", *podClaim.ResourceClaimTemplateName, err)
 	}
-	want := newClaim(pod, podClaim.Name, template)
-	claim, err := c.Client.ResourceV1().ResourceClaims(pod.Namespace).Create(ctx, want, metav1.CreateOptions{})
+	want, api := newClaim(pod, podClaim.Name, template), c.Client.ResourceV1().ResourceClaims(pod.Namespace)
+	claim, err := api.Create(ctx, want, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		claim, err = api.Get(ctx, want.Name, metav1.GetOptions{})
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("get ResourceClaim %s, which exists: %w", want.Name, err)
+		case resourceclaim.IsForPod(pod, claim, false) == nil && claim.Annotations[resourceapi.PodResourceClaimAnnotation] == podClaim.Name && claim.DeletionTimestamp == nil:
+			return claim, nil // made before, without an answer
+		}
+		want.GenerateName, want.Name = want.Name+"-", "" // somebody else's, or it goes
+		claim, err = api.Create(ctx, want, metav1.CreateOptions{})
+	}
 	c.board.created(want, err == nil)
 	if err != nil {
 		return nil, fmt.Errorf("create ResourceClaim: %w", err)

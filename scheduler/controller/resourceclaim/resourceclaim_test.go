@@ -10,10 +10,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	resourceapi "k8s.io/api/resource/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
+	k8stesting "k8s.io/client-go/testing"
 
 	"skein.io/skein/scheduler/controller"
 	"skein.io/skein/scheduler/controller/controllertest"
@@ -188,8 +190,8 @@ func TestNamesOfClaims(t *testing.T) {
 		{long, strings.Repeat("c", 20), strings.Repeat("p", 44) + "-" + strings.Repeat("c", 11)},
 	} {
 		c := newClaim(mkPod(tc.pod), tc.claim, &resourceapi.ResourceClaimTemplate{})
-		if c.GenerateName != tc.want || len(c.GenerateName) > 57 {
-			t.Errorf("%s, want %s", c.GenerateName, tc.want)
+		if c.Name[:len(c.Name)-5] != tc.want || len(c.Name) > 62 {
+			t.Errorf("%s, want %s and five characters", c.Name, tc.want)
 		}
 	}
 }
@@ -204,9 +206,9 @@ func show(t *testing.T, client *fake.Clientset) string {
 	}
 	var out []string
 	for _, c := range l.Items {
-		s := c.GenerateName + c.Annotations[resourceapi.PodResourceClaimAnnotation]
-		if c.GenerateName == "" {
-			s = c.Name
+		s := c.Name
+		if of := c.Annotations[resourceapi.PodResourceClaimAnnotation]; of != "" {
+			s = s[:len(s)-5] + of
 		}
 		if c.Status.Allocation != nil {
 			s += " allocated"
@@ -287,5 +289,45 @@ func TestClaimsOfAPod(t *testing.T) {
 			t.Errorf("after the pod ended %s, want %s", got, want)
 		}
 		quiet()
+	})
+}
+
+// A claim whose creation got no answer is not made twice; where somebody else's has its name, it gets another one.
+func TestClaimsAreMadeOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		template := &resourceapi.ResourceClaimTemplate{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "tpl", ResourceVersion: "1"}}
+		pod := mkPod("p", byTemplateNamed("x", "y"))
+		theirs := newClaim(pod, "y", template)
+		theirs.Namespace, theirs.OwnerReferences, theirs.Annotations = "ns", nil, nil
+		client := controllertest.NewClient(pod, template, theirs)
+		lost := false
+		client.PrependReactor("create", "resourceclaims", func(a k8stesting.Action) (bool, runtime.Object, error) {
+			claim := a.(k8stesting.CreateAction).GetObject().(*resourceapi.ResourceClaim)
+			if claim.GenerateName != "" && claim.Name == "" {
+				claim.Name = claim.GenerateName + "abcde"
+			}
+			if claim.Annotations[resourceapi.PodResourceClaimAnnotation] != "x" || lost {
+				return false, nil, nil
+			}
+			lost = true
+			if err := client.Tracker().Create(a.GetResource(), claim, "ns"); err != nil {
+				t.Error(err)
+			}
+			return true, nil, apierrors.NewTimeoutError("no answer", 0)
+		})
+		controllertest.Start(t, client, nil, func(d controller.Deps) controller.Controller { return New(d, nil) })
+		got := strings.Split(show(t, client), ", ")
+		if len(got) != 3 || !lost || !slices.Contains(got, "p-x-x") || !slices.Contains(got, theirs.Name) {
+			t.Errorf("claims %q", got)
+		}
+		p, err := client.CoreV1().Pods("ns").Get(t.Context(), "p", metav1.GetOptions{})
+		if err != nil || len(p.Status.ResourceClaimStatuses) != 2 {
+			t.Fatalf("%+v %v", p.Status.ResourceClaimStatuses, err)
+		}
+		for _, s := range p.Status.ResourceClaimStatuses {
+			if *s.ResourceClaimName == theirs.Name {
+				t.Errorf("the pod was given somebody else's claim %s", theirs.Name)
+			}
+		}
 	})
 }
