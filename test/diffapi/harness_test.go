@@ -67,7 +67,7 @@ func TestMask(t *testing.T) {
 			t.Errorf("%s becomes %s, want %s", in, got, want)
 		}
 	}
-	if got := maskAges("web   2/2   2m3s   17s\nx (5s ago)"); got != "web 2/2 AGE AGE\nx (AGE ago)" {
+	if got := maskAges("web   2/2   2m3s   17s\nx (5s ago)\n324d x 2y30d"); got != "web 2/2 AGE AGE\nx (AGE ago)\nAGE x AGE" {
 		t.Errorf("%q", got)
 	}
 }

@@ -38,8 +38,8 @@ var masks = []struct {
 var (
 	port = regexp.MustCompile(`\b3[0-2]\d{3}\b`)
 	// Ages are in tables only, where a column of durations looks the same: masked as well.
-	ageInText  = regexp.MustCompile(`(^|[\s(])(\d+s|\d+m(\d+s)?)( ago|)($|[\s)])`)
-	ageInTable = regexp.MustCompile(`(?m)^(\s+)"(\d+s|\d+m(\d+s)?)"(,?)$`)
+	ageInText  = regexp.MustCompile(`(^|[\s(])(\d+s|\d+m(\d+s)?|\d+d|\d+y(?:\d+d)?)( ago|)($|[\s)])`)
+	ageInTable = regexp.MustCompile(`(?m)^(\s+)"(\d+s|\d+m(\d+s)?|\d+d|\d+y(?:\d+d)?)"(,?)$`)
 	blanks     = regexp.MustCompile(`  +`)
 )
 
