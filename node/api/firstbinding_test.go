@@ -118,7 +118,7 @@ func cpuTime() time.Duration {
 func TestFirstBindingOfALeadership(t *testing.T) {
 	pods, nodes, limit := 5000, 500, 2*time.Second // it takes one on a quiet machine of two processors
 	if raceEnabled {
-		pods, nodes = 1000, 100 // the race detector makes reading them ten times as dear
+		pods, nodes, limit = 1000, 100, 10*time.Second // the race detector makes reading them ten times as dear
 	}
 	k := client(t, cluster.servers[0].Loopback("test", nil))
 	ns := namespace(t, k)
