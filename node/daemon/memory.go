@@ -13,7 +13,8 @@ import (
 )
 
 const (
-	// gcPercent trades a little CPU for memory: an idle node has CPU to spare, and an edge node little memory. An idle leader allocates some 300 KB a second, so it collects about once in half a minute, for 50 ms.
+	// gcPercent trades a little CPU for memory: an idle node has CPU to spare, and an edge node little memory. An idle leader allocates some
+	// 300 KB a second, so it collects about once in half a minute, for 50 ms.
 	gcPercent = 25
 	// startPercent is in force while a node with a large store (largeStore bytes) starts, which allocates five times what stays of it: with gcPercent a third of
 	// that would be collecting. It leaves 4 MB more that are in use in part; with a small store, where a start is short anyway, they count.
