@@ -429,6 +429,22 @@ func TestResolvConf(t *testing.T) {
 	})
 }
 
+// TestFirstQuestions: none of many that come at once, the first of all, misses the servers that another one is reading.
+func TestFirstQuestions(t *testing.T) {
+	for range 200 {
+		s := testServer(t, nil)
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() {
+				if got := s.up.pick(time.Now()); len(got) != 2 {
+					t.Errorf("servers %v, want 2", got)
+				}
+			})
+		}
+		all.Wait()
+	}
+}
+
 // loop is an address of this test's own in 127.0.0.0/8.
 func loopAddr(n byte) netip.AddrPort {
 	pid := os.Getpid()
@@ -463,12 +479,14 @@ func TestServe(t *testing.T) {
 		<-started
 		t.Cleanup(func() { _ = srv.Shutdown() })
 	}
-	s := testServer(t, func(c *Config) { c.Listen = []netip.AddrPort{me} })
+	s := testServer(t, func(c *Config) {
+		c.Listen = []netip.AddrPort{me}
+		conf := fmt.Sprintf("nameserver %s\nnameserver %s\n", me.Addr(), up.Addr())
+		if err := os.WriteFile(c.ResolvConf, []byte(conf), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	})
 	s.up.dial = exchange
-	conf := fmt.Sprintf("nameserver %s\nnameserver %s\n", me.Addr(), up.Addr())
-	if err := os.WriteFile(s.cfg.ResolvConf, []byte(conf), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()

@@ -65,9 +65,12 @@ type flight struct {
 	err  error
 }
 
+// newUpstream reads the servers: questions that come while they are read again go to those known.
 func newUpstream(cfg Config) *upstream {
-	return &upstream{path: cfg.ResolvConf, own: cfg.Listen, max: cfg.MaxForwards, dial: exchange, flights: map[key]*flight{},
+	u := &upstream{path: cfg.ResolvConf, own: cfg.Listen, max: cfg.MaxForwards, dial: exchange, flights: map[key]*flight{},
 		cache: newCache(cfg.CacheSize), rest: map[string]time.Time{}}
+	u.servers, u.stamp, _ = readResolvConf(u.path, "", u.own)
+	return u
 }
 
 func (u *upstream) wait() { u.flying.Wait() }

@@ -215,7 +215,8 @@ func (c *replicaSets) create(ctx context.Context, key string, rs *appsv1.Replica
 		size := min(batch, n)
 		errs := make([]error, size)
 		workqueue.ParallelizeUntil(ctx, min(size, parallel), size, func(i int) {
-			errs[i] = c.createOne(ctx, key, rs, pod)
+			own := *pod // encoding writes the kind and version into it for a moment
+			errs[i] = c.createOne(ctx, key, rs, &own)
 		})
 		if err := first(errs); err != nil {
 			return err
