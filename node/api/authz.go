@@ -19,7 +19,9 @@ func (b *build) buildAuthorization(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("authorization: %w", err)
 	}
-	b.nodePods = newPodFeed(b.client)
+	// With a file, others may have a say before the node authorizer.
+	alone := b.cfg.Access.Authorization == ""
+	b.nodePods = newPodFeed(b.client, !alone)
 	c := authzconfig.Config{
 		// The graph of the Node authorizer would keep all pods.
 		VersionedInformerFactory:   leanInformers{SharedInformerFactory: b.informers, pods: podInformer{feed: b.nodePods}},
@@ -28,6 +30,9 @@ func (b *build) buildAuthorization(ctx context.Context) error {
 	}
 	if b.generic.Authorization.Authorizer, b.generic.RuleResolver, err = c.New(ctx, b.generic.APIServerID); err != nil {
 		return fmt.Errorf("authorization: %w", err)
+	}
+	if alone {
+		b.generic.Authorization.Authorizer = b.nodePods.authorize(b.generic.Authorization.Authorizer)
 	}
 	b.generic.Authorization.Authorizer = openDiscovery(b.generic.Authorization.Authorizer)
 	return nil

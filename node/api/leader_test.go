@@ -144,7 +144,7 @@ func TestPodFeed(t *testing.T) {
 	pod := func(name, uid, node string) *corev1.Pod {
 		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: name, UID: types.UID(uid)}, Spec: corev1.PodSpec{NodeName: node}}
 	}
-	f, r := newPodFeed(fake.NewClientset()), &recorder{}
+	f, r := newPodFeed(fake.NewClientset(), true), &recorder{}
 	if _, err := f.AddEventHandler(r); err != nil {
 		t.Fatal(err)
 	}
@@ -154,8 +154,10 @@ func TestPodFeed(t *testing.T) {
 	changed := pod("a", "1", "n1")
 	changed.Status.Phase = corev1.PodRunning
 	debugged := changed.DeepCopy()
-	debugged.Spec.EphemeralContainers = []corev1.EphemeralContainer{{}}
+	debugged.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
+		EnvFrom: []corev1.EnvFromSource{{SecretRef: &corev1.SecretEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "s"}}}}}}}
 	claimed := debugged.DeepCopy()
+	claimed.Spec.ResourceClaims = []corev1.PodResourceClaim{{Name: "c", ResourceClaimTemplateName: ptr("t")}}
 	claimed.Status.ResourceClaimStatuses = []corev1.PodResourceClaimStatus{{Name: "c", ResourceClaimName: ptr("c-1")}}
 	for i, step := range []struct {
 		do   func() error

@@ -407,8 +407,14 @@ func (r *run) memory(ctx context.Context, idle peers.Memory) error {
 	}
 	r.r.put(fmt.Sprintf("anonymous MB when idle and empty"), d.Name, idle.Anon, lower)
 	r.r.put(fmt.Sprintf("anonymous MB more with %d nodes and %d pods", d.nodes.Load(), r.crowd), d.Name, m.Anon-idle.Anon, lower)
-	if r.profiles != "" {
-		return peers.Fetch(d.Config, "/debug/pprof/heap?gc=1", filepath.Join(r.profiles, "heap.pprof"))
+	if r.profiles == "" {
+		return nil
+	}
+	// The first has the runtime's account of all its memory as it was measured.
+	for _, f := range [][2]string{{"heap?debug=1", "heap.txt"}, {"heap?gc=1", "heap.pprof"}, {"goroutine?debug=1", "goroutines.txt"}} {
+		if err := peers.Fetch(d.Config, "/debug/pprof/"+f[0], filepath.Join(r.profiles, f[1])); err != nil {
+			return err
+		}
 	}
 	return nil
 }
