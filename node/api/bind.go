@@ -10,6 +10,8 @@ import (
 	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"k8s.io/kubernetes/pkg/apis/core"
+
+	"skein.io/skein/node/api/store"
 )
 
 // Binder carries out bindings of pods as the API does, without a request for each (see leaderWrites).
@@ -50,7 +52,7 @@ func (b *Binder) bind(ctx context.Context, o *corev1.Binding) error {
 	options := &metav1.CreateOptions{}
 	attributes, err := b.creation(ctx, &in, "Binding", o.Namespace, o.Name, "pods", "binding", options)
 	if err == nil {
-		_, err = b.storage.Create(ctx, o.Name, &in, rest.AdmissionToValidateObjectFunc(b.admit, attributes, b.scope), options)
+		_, err = b.storage.Create(store.WithBinding(ctx, &in), o.Name, &in, rest.AdmissionToValidateObjectFunc(b.admit, attributes, b.scope), options)
 	}
 	return err
 }

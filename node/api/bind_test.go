@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -30,6 +31,7 @@ func TestBinderIsTheAPI(t *testing.T) {
 	}
 	makeNode(t, client, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "bind-node", Labels: map[string]string{corev1.LabelTopologyZone: "z1"}}})
 	var all []*corev1.Binding
+	var version string // of the pod that was added last
 	add := func(name string, edit func(*corev1.Pod), change func(*corev1.Binding)) {
 		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace}, Spec: corev1.PodSpec{
 			SchedulerName: "nobody", Containers: []corev1.Container{{Name: "c", Image: "i"}}}}
@@ -38,6 +40,7 @@ func TestBinderIsTheAPI(t *testing.T) {
 		}
 		pod, err := client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{})
 		must(err)
+		version = pod.ResourceVersion
 		b := &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: pod.UID}, Target: corev1.ObjectReference{Kind: "Node", Name: "bind-node"}}
 		if change != nil {
 			change(b)
@@ -46,10 +49,16 @@ func TestBinderIsTheAPI(t *testing.T) {
 	}
 	for i := range 20 {
 		add(fmt.Sprint("bind-", i), nil, nil)
+		if i%2 == 0 { // as the scheduler does it: this is done without decoding the pod
+			all[i].ResourceVersion = version
+		}
 	}
 	add("bind-gated", func(p *corev1.Pod) { p.Spec.SchedulingGates = []corev1.PodSchedulingGate{{Name: "example.com/g"}} }, nil)
 	add("bind-other", nil, func(b *corev1.Binding) { b.UID = "another" })
 	add("bind-gone", nil, func(b *corev1.Binding) { b.Name = "bind-never-was" })
+	add("bind-old", nil, func(b *corev1.Binding) { b.ResourceVersion = "1" })
+	add("bind-gated-version", func(p *corev1.Pod) { p.Spec.SchedulingGates = []corev1.PodSchedulingGate{{Name: "example.com/g"}} },
+		func(b *corev1.Binding) { b.ResourceVersion = version })
 	add("bind-nowhere", nil, func(b *corev1.Binding) { b.Target.Name = "" })
 	errs := make([]error, len(all))
 	binder.Bind(ctx, all, func(i int, err error) { errs[i] = err })
@@ -59,6 +68,18 @@ func TestBinderIsTheAPI(t *testing.T) {
 		must(err)
 		if pod.Spec.NodeName != "bind-node" || pod.Labels[corev1.LabelTopologyZone] != "z1" {
 			t.Errorf("%s: on %q, labels %v", pod.Name, pod.Spec.NodeName, pod.Labels)
+		}
+		first, err := client.CoreV1().Pods(namespace).Get(ctx, all[1].Name, metav1.GetOptions{}) // which was bound without its version
+		must(err)
+		pod.ObjectMeta, first.ObjectMeta = metav1.ObjectMeta{Labels: pod.Labels, Annotations: pod.Annotations}, metav1.ObjectMeta{Labels: first.Labels, Annotations: first.Annotations}
+		for _, p := range []*corev1.Pod{pod, first} {
+			p.Spec.Volumes, p.Spec.Containers = nil, nil // they have names of their own
+			for j := range p.Status.Conditions {
+				p.Status.Conditions[j].LastTransitionTime = metav1.Time{}
+			}
+		}
+		if !equality.Semantic.DeepEqual(pod, first) {
+			t.Errorf("bound with its version: %+v\nwithout: %+v", pod, first)
 		}
 	}
 	for i := 20; i < len(all); i++ {

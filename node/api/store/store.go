@@ -151,11 +151,12 @@ func (f *Factory) open(c *storagebackend.ConfigForResource, resourcePrefix strin
 	if err != nil {
 		return nil, nil, fmt.Errorf("storage of %s: %w", c.GroupResource, err)
 	}
-	reads := refusing{s, key, c.GroupResource.String(), f.LastKnown}
+	var inner storage.Interface = s
 	var peek func([]byte) (string, bool)
 	if c.GroupResource == (schema.GroupResource{Resource: "pods"}) {
-		peek = rawlist.PodNode
+		inner, peek = binds{s, client, c, path.Join("/", c.Prefix), resourcePrefix}, rawlist.PodNode
 	}
+	reads := refusing{inner, key, c.GroupResource.String(), f.LastKnown}
 	var raw *rawlist.Lister
 	var stored func([]byte, int64) fanout.Stored
 	if c.EncodeVersioner != nil { // custom resources are kept as JSON
