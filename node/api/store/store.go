@@ -153,8 +153,10 @@ func (f *Factory) open(c *storagebackend.ConfigForResource, resourcePrefix strin
 	}
 	var inner storage.Interface = s
 	var peek func([]byte) (string, bool)
+	var pick func([]byte, *storage.SelectionPredicate) (bool, bool)
 	if c.GroupResource == (schema.GroupResource{Resource: "pods"}) {
 		inner, peek = binds{s, client, c, path.Join("/", c.Prefix), resourcePrefix}, rawlist.PodNode
+		pick = rawlist.PodSelected
 	}
 	reads := refusing{inner, key, c.GroupResource.String(), f.LastKnown}
 	var raw *rawlist.Lister
@@ -171,7 +173,7 @@ func (f *Factory) open(c *storagebackend.ConfigForResource, resourcePrefix strin
 	}
 	fan, err := fanout.New(f.life, fanout.Config{
 		Storage: reads, Refuse: reads.refuse, Explain: refusedRead, Client: client.Client, Codec: c.Codec, Transformer: c.Transformer, Resource: c.GroupResource,
-		PathPrefix: path.Join("/", c.Prefix), ResourcePrefix: resourcePrefix, New: newFunc, Attrs: attrs, Index: index, Peek: peek, Stored: stored, Walks: f.walks,
+		PathPrefix: path.Join("/", c.Prefix), ResourcePrefix: resourcePrefix, New: newFunc, Attrs: attrs, Index: index, Peek: peek, Select: pick, Stored: stored, Walks: f.walks,
 	})
 	if err != nil {
 		s.Close()

@@ -28,7 +28,8 @@ type coder struct {
 	codec       runtime.Codec
 	transformer value.Transformer
 	versioner   storage.Versioner
-	stored      func([]byte, int64) Stored // nil: none
+	stored      func([]byte, int64) Stored                                    // nil: none
+	pick        func([]byte, *storage.SelectionPredicate) (selected, ok bool) // nil: it cannot
 }
 
 // object makes the object of a stored value. An error says that it cannot be decoded.
@@ -47,6 +48,9 @@ func (c *coder) object(ctx context.Context, key string, raw []byte, rev int64) (
 		}
 		return o, nil
 	}}
+	if c.pick != nil {
+		o.raw, o.pick = data, c.pick
+	}
 	if c.stored != nil {
 		o.stored = c.stored(data, rev)
 	}
@@ -146,15 +150,17 @@ func (e *event) see(ctx context.Context, c *coder, p *storage.SelectionPredicate
 			return nil, err
 		}
 	}
-	for _, o := range []*object{cur, prev} { // those who select look at it
-		if o != nil && !all {
-			if _, err := o.decoded(); err != nil {
-				return nil, err
-			}
+	now, was := false, prev == nil && !e.created && all
+	if cur != nil {
+		if now, err = cur.selected(p, attrs); err != nil {
+			return nil, err
 		}
 	}
-	now := cur != nil && cur.selected(p, attrs)
-	was := prev != nil && prev.selected(p, attrs) || prev == nil && !e.created && all
+	if prev != nil {
+		if was, err = prev.selected(p, attrs); err != nil {
+			return nil, err
+		}
+	}
 	switch {
 	case now && was:
 		return &watch.Event{Type: watch.Modified, Object: cur}, nil

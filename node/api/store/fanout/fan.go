@@ -37,6 +37,9 @@ type Config struct {
 	Index storage.IndexerFuncs
 	// Peek reads the indexed field out of a stored value (what Transformer makes of it) without decoding it; ok = false when it cannot. Default: it cannot.
 	Peek func(stored []byte) (value string, ok bool)
+	// Select tells whether the labels and fields of a stored value (what Transformer makes of it) are selected, without decoding it; ok = false when it cannot. Default: it
+	// cannot.
+	Select func(stored []byte, p *storage.SelectionPredicate) (selected, ok bool)
 	// Stored gives what encodes an object without decoding it, from its stored value (what Transformer makes of it) and its revision; nil when there is nothing that
 	// can. Default: nothing can.
 	Stored func(stored []byte, rev int64) Stored
@@ -144,7 +147,7 @@ func New(ctx context.Context, cfg Config) (*Fan, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	f := &Fan{Interface: cfg.Storage, cfg: cfg, coder: coder{cfg.Codec, cfg.Transformer, cfg.Storage.Versioner(), cfg.Stored}}
+	f := &Fan{Interface: cfg.Storage, cfg: cfg, coder: coder{cfg.Codec, cfg.Transformer, cfg.Storage.Versioner(), cfg.Stored, cfg.Select}}
 	f.prefix = f.absolute(cfg.ResourcePrefix)
 	if !strings.HasSuffix(f.prefix, "/") {
 		f.prefix += "/"

@@ -21,7 +21,9 @@ type object struct {
 	source func() (runtime.Object, error) // gives inner, once
 	inner  runtime.Object                 // never changed; see decoded
 	err    error
-	stored Stored // nil: it cannot be encoded without decoding it
+	stored Stored                                                        // nil: it cannot be encoded without decoding it
+	raw    []byte                                                        // what pick looks at
+	pick   func([]byte, *storage.SelectionPredicate) (selected, ok bool) // nil: who selects decodes
 
 	attrs  sync.Once
 	labels labels.Set
@@ -153,29 +155,36 @@ func (o *object) GetObjectMeta() metav1.Object {
 	return m
 }
 
-// selected tells whether the object is among those that p wants. An object whose attributes cannot be told is not.
-func (o *object) selected(p *storage.SelectionPredicate, attrs storage.AttrFunc) bool {
+// selected tells whether the object is among those that p wants. An error says that it cannot be decoded; one whose attributes cannot be told is not among them.
+func (o *object) selected(p *storage.SelectionPredicate, attrs storage.AttrFunc) (bool, error) {
 	if unfiltered(p) {
-		return true
+		return true, nil
+	}
+	if o.pick != nil && unsharded(p) {
+		if selected, ok := o.pick(o.raw, p); ok {
+			return selected, nil
+		}
 	}
 	inner, err := o.decoded()
 	if err != nil {
-		return false
+		return false, err
 	}
 	if attrs == nil {
 		ok, err := p.Matches(inner)
-		return err == nil && ok
+		return err == nil && ok, nil
 	}
 	if ok, err := p.MatchesSharding(inner); err != nil || !ok {
-		return false
+		return false, nil
 	}
 	if p.Empty() {
-		return true
+		return true, nil
 	}
 	o.attrs.Do(func() { o.labels, o.fields, o.failed = attrs(inner) })
-	return o.failed == nil && p.MatchesObjectAttributes(o.labels, o.fields)
+	return o.failed == nil && p.MatchesObjectAttributes(o.labels, o.fields), nil
 }
 
-func unfiltered(p *storage.SelectionPredicate) bool {
-	return p.Empty() && (p.ShardSelector == nil || p.ShardSelector.Empty())
+func unfiltered(p *storage.SelectionPredicate) bool { return p.Empty() && unsharded(p) }
+
+func unsharded(p *storage.SelectionPredicate) bool {
+	return p.ShardSelector == nil || p.ShardSelector.Empty()
 }
