@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -36,6 +37,12 @@ type Pace struct {
 	// else do little but mark that. Defaults none, 96 MiB.
 	More      func() uint64
 	BurstRate uint64
+	// BurstPercent of what is in use may be allocated between two collections, but no more
+	// than BurstMost bytes, for BurstFor after each call of Burst, if that is more than the
+	// above. Defaults 100, 64 MiB, 2 s.
+	BurstPercent int
+	BurstMost    uint64
+	BurstFor     time.Duration
 	// CalmAfter is for how long there must be no collection for the load to be over: then
 	// memory is given back. Default 5 s.
 	CalmAfter time.Duration
@@ -48,12 +55,15 @@ func (p *Pace) setDefaults() {
 	if p.StartPercent == 0 {
 		p.StartPercent = p.Percent
 	}
-	for f, v := range map[*uint64]uint64{&p.BusyRate: 4 << 20, &p.BurstRate: 96 << 20, &p.BusyHeap: 40 << 20, &p.LeastRoom: 24 << 20, &p.MostRoom: 24 << 20} {
+	if p.BurstPercent == 0 {
+		p.BurstPercent = 100
+	}
+	for f, v := range map[*uint64]uint64{&p.BurstMost: 64 << 20, &p.BusyRate: 4 << 20, &p.BurstRate: 96 << 20, &p.BusyHeap: 40 << 20, &p.LeastRoom: 24 << 20, &p.MostRoom: 24 << 20} {
 		if *f == 0 {
 			*f = v
 		}
 	}
-	for f, v := range map[*time.Duration]time.Duration{&p.StartFor: 20 * time.Second, &p.CalmAfter: 5 * time.Second} {
+	for f, v := range map[*time.Duration]time.Duration{&p.StartFor: 20 * time.Second, &p.BurstFor: 2 * time.Second, &p.CalmAfter: 5 * time.Second} {
 		if *f == 0 {
 			*f = v
 		}
@@ -79,22 +89,28 @@ func (p Pace) Validate() error {
 	if p.StartFor < 0 || p.CalmAfter <= 0 {
 		bad("StartFor %v, CalmAfter %v: the former must not be negative, the latter has to be positive", p.StartFor, p.CalmAfter)
 	}
+	if p.BurstPercent < 0 || p.BurstFor < 0 {
+		bad("BurstPercent %d, BurstFor %v: neither may be negative", p.BurstPercent, p.BurstFor)
+	}
 	return errors.Join(errs...)
 }
 
 // next is the percentage from now on, in a process of an age that allocates so many bytes a
-// second, has so many in use, and has had the percentage now. Small changes are not worth
-// stopping the world.
-func (p Pace) next(now int, age time.Duration, rate float64, live uint64) int {
+// second, has so many in use, has had the percentage now, and may be in a burst. Small
+// changes are not worth stopping the world.
+func (p Pace) next(now int, age time.Duration, rate float64, live uint64, burst bool) int {
 	switch {
 	case age < p.StartFor:
 		return p.StartPercent
-	case rate < float64(p.BusyRate):
+	case rate < float64(p.BusyRate) && !burst:
 		return p.Percent
 	}
 	room := min(p.MostRoom, max(p.LeastRoom, p.BusyHeap-min(live, p.BusyHeap)))
 	if p.More != nil && rate >= float64(p.BurstRate) {
 		room += p.More()
+	}
+	if burst {
+		room = max(room, min(live*uint64(p.BurstPercent)/100, p.BurstMost))
 	}
 	want := max(p.Percent, int(min(room*100/max(live, 1), math.MaxInt32)))
 	if d := want - now; now > p.Percent && d < now/4 && -d < now/4 {
@@ -116,22 +132,44 @@ type pacer struct {
 	calm      *time.Timer // nil: the process has not been busy yet
 	at        time.Time
 	allocated uint64
+	burst     time.Time // when it is over
+}
+
+// paced is what looks after the collector; nil: nobody.
+var paced atomic.Pointer[pacer]
+
+// Burst says that this process has much to do that a user waits for, and that its
+// collector should not stand in the way (Pace.BurstPercent): whoever knows says so again
+// and again meanwhile. It costs next to nothing.
+func Burst() {
+	if p := paced.Load(); p != nil {
+		p.hurry(time.Now(), func() uint64 { live, _ := heap(); return live })
+	}
 }
 
 // run begins to pace the collector, for the life of the process.
 func (p Pace) run() {
 	now := time.Now()
 	debug.SetGCPercent(p.StartPercent)
-	(&pacer{Pace: p, started: now, now: p.StartPercent, at: now}).arm()
+	pacer := &pacer{Pace: p, started: now, now: p.StartPercent, at: now}
+	pacer.arm()
+	paced.Store(pacer)
+}
+
+// heap is how many bytes were in use when the collector had run, and how many have been
+// allocated in all.
+func heap() (live, allocated uint64) {
+	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(s)
+	return s[0].Value.Uint64(), s[1].Value.Uint64()
 }
 
 // arm asks for a call after the next collection.
 func (p *pacer) arm() {
 	// A finalizer that runs means that there was a collection.
 	runtime.SetFinalizer(&struct{ _ [16]byte }{}, func(any) {
-		s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/heap/allocs:bytes"}}
-		metrics.Read(s)
-		p.collected(time.Now(), s[0].Value.Uint64(), s[1].Value.Uint64())
+		live, allocated := heap()
+		p.collected(time.Now(), live, allocated)
 		p.arm()
 	})
 }
@@ -143,14 +181,35 @@ func (p *pacer) collected(at time.Time, live, allocated uint64) {
 	defer p.mu.Unlock()
 	rate := float64(allocated-p.allocated) / max(at.Sub(p.at).Seconds(), 1e-3)
 	p.at, p.allocated = at, allocated
-	p.set(p.next(p.now, at.Sub(p.started), rate, live))
-	switch {
-	case p.now == p.Percent: // what it had in use before is still to be given back
-	case p.calm == nil:
-		p.calm = time.AfterFunc(p.CalmAfter, p.relax)
-	default:
-		p.calm.Reset(p.CalmAfter)
+	p.set(p.next(p.now, at.Sub(p.started), rate, live, at.Before(p.burst)))
+	if p.now != p.Percent { // else what it had in use before is still to be given back
+		p.later()
 	}
+}
+
+// hurry begins a burst at once, or has it last longer. The collection before it was one of
+// a calm process, and the next is near.
+func (p *pacer) hurry(at time.Time, live func() uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	goesOn := at.Before(p.burst)
+	if p.burst = at.Add(p.BurstFor); goesOn || at.Sub(p.started) < p.StartFor {
+		return
+	}
+	if want := p.next(p.now, at.Sub(p.started), 0, live(), true); want > p.now {
+		p.set(want)
+		p.later()
+	}
+}
+
+// later has memory given back when there is no collection for a while. The caller has the
+// lock.
+func (p *pacer) later() {
+	if p.calm == nil {
+		p.calm = time.AfterFunc(p.CalmAfter, p.relax)
+		return
+	}
+	p.calm.Reset(p.CalmAfter)
 }
 
 // set changes the percentage. The caller has the lock.

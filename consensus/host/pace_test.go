@@ -42,7 +42,7 @@ func TestPace(t *testing.T) {
 		"store: the bound of the heap gives way": {store, 50, time.Minute, 50, 100, 64},
 	} {
 		c.pace.setDefaults()
-		if got := c.pace.next(c.now, c.age, float64(c.rate<<20), c.live<<20); got != c.want {
+		if got := c.pace.next(c.now, c.age, float64(c.rate<<20), c.live<<20, false); got != c.want {
 			t.Errorf("%s: %d %%, want %d", name, got, c.want)
 		}
 	}
@@ -80,8 +80,8 @@ func TestPaceIsChecked(t *testing.T) {
 	if err := p.Validate(); err != nil {
 		t.Error(err)
 	}
-	err := Pace{Percent: -1, StartPercent: 1, LeastRoom: 3, MostRoom: 2, BusyHeap: 1, StartFor: -1}.Validate()
-	for _, what := range []string{"Percent -1", "BusyRate", "LeastRoom 3", "BusyHeap 1", "StartFor"} {
+	err := Pace{Percent: -1, StartPercent: 1, LeastRoom: 3, MostRoom: 2, BusyHeap: 1, StartFor: -1, BurstPercent: -2}.Validate()
+	for _, what := range []string{"Percent -1", "BurstPercent -2", "BusyRate", "LeastRoom 3", "BusyHeap 1", "StartFor"} {
 		if err == nil || !strings.Contains(err.Error(), what) {
 			t.Errorf("%v, nothing about %s", err, what)
 		}
@@ -94,10 +94,42 @@ func TestPaceOfABurst(t *testing.T) {
 	p.setDefaults()
 	const live = 200 << 20
 	p.Percent = 25
-	if got := p.next(25, time.Hour, 20<<20, live); got != 25 {
+	if got := p.next(25, time.Hour, 20<<20, live, false); got != 25 {
 		t.Errorf("under load: %d %%", got)
 	}
-	if got := p.next(25, time.Hour, 200<<20, live); got != 44 { // 24 MiB and 64 more of 200
+	if got := p.next(25, time.Hour, 200<<20, live, false); got != 44 { // 24 MiB and 64 more of 200
 		t.Errorf("in a burst: %d %%, want 44", got)
+	}
+}
+
+// Told of a burst, the collector leaves room at once, within the bound, and takes it back when it is over.
+func TestPaceWhenTold(t *testing.T) {
+	start := time.Unix(1e9, 0)
+	p := &pacer{Pace: Pace{Percent: 25, BurstPercent: 200, BurstMost: 128 << 20, CalmAfter: time.Hour}, started: start, now: 25}
+	p.setDefaults()
+	defer p.set(100) // Go's default
+	at := start.Add(time.Second)
+	live := func(mib uint64) func() uint64 { return func() uint64 { return mib << 20 } }
+	if p.hurry(at, live(32)); p.now != 25 {
+		t.Errorf("while it starts: %d %%", p.now)
+	}
+	at = start.Add(time.Minute)
+	if p.hurry(at, live(32)); p.now != 200 {
+		t.Errorf("at the beginning of a burst: %d %%, want 200", p.now)
+	}
+	if p.calm == nil {
+		t.Error("memory is not given back after the burst")
+	}
+	p.hurry(at.Add(time.Second), func() uint64 { t.Error("a burst that goes on is looked at"); return 0 })
+	p.collected(at.Add(2*time.Second), 128<<20, 1<<30)
+	if p.now != 100 {
+		t.Errorf("with much in use: %d %%, want 100: no more than the bound", p.now)
+	}
+	p.collected(at.Add(time.Minute), 128<<20, 1<<30)
+	if p.now != 25 {
+		t.Errorf("after the burst: %d %%", p.now)
+	}
+	if !p.calm.Stop() {
+		t.Error("memory is not given back after the burst")
 	}
 }

@@ -71,9 +71,11 @@ func (n *node) reign(ctx context.Context, term uint64) error {
 		g.Go(func() error { return n.runBackups(ctx, client) })
 		sc := scheduler.DefaultConfig()
 		sc.Client, sc.Metadata, sc.Health = client, meta, verdicts{n}
-		if sc.Binder, err = srv.Binder("skein-scheduler", decorate); err != nil {
+		binder, err := srv.Binder("skein-scheduler", decorate)
+		if err != nil {
 			return err
 		}
+		sc.Binder = &hurried{Binder: binder}
 		if sc.Events, err = srv.Events("skein-scheduler", decorate); err != nil {
 			return err
 		}

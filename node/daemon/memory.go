@@ -4,12 +4,15 @@ import (
 	"context"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 
 	"skein.io/skein/consensus/host"
+	"skein.io/skein/scheduler"
 )
 
 const (
@@ -28,6 +31,12 @@ const (
 	// roomPerNode is how much more may be allocated between two collections in a burst, for each node of the cluster: a leader has some 20 KB in use
 	// for each and its pods, and with thousands of them would do little else than mark that.
 	roomPerNode = 16 << 10
+	// burstPercent of what is in use may be allocated between two collections while a leader binds at least burstOf pods a second: marking is
+	// half of what a binding costs without. burstMost bounds it, and so does the machine: one part of its memory in burstPart.
+	burstPercent = 200
+	burstMost    = 256 << 20
+	burstPart    = 32
+	burstOf      = 32
 	// calmAfter a load its memory is given back.
 	calmAfter = 10 * time.Second
 	// trimAfter is when start-up is over and what only it used can be given back.
@@ -46,7 +55,45 @@ func tuneRuntime(stateDir string) error {
 		start = startPercent
 	}
 	return host.Tune(host.Pace{Percent: gcPercent, StartPercent: start, BusyHeap: busyHeap, LeastRoom: leastRoom, MostRoom: mostRoom, CalmAfter: calmAfter,
+		BurstPercent: burstPercent, BurstMost: burstRoom(),
 		More: func() uint64 { return clusterSize.Load() * roomPerNode }})
+}
+
+// burstRoom is what may be allocated between two collections in a burst, in bytes.
+func burstRoom() uint64 {
+	var i unix.Sysinfo_t
+	if unix.Sysinfo(&i) != nil {
+		return leastRoom
+	}
+	return max(leastRoom, min(burstMost, uint64(i.Totalram)*uint64(i.Unit)/burstPart))
+}
+
+// hurried is a Binder that says when there is a burst of bindings.
+type hurried struct {
+	scheduler.Binder
+
+	mu    sync.Mutex // guards the rest
+	since time.Time
+	n     int // pods since then
+}
+
+// Bind implements scheduler.Binder.
+func (h *hurried) Bind(ctx context.Context, all []*corev1.Binding, done func(i int, err error)) {
+	if h.many(time.Now(), len(all)) {
+		host.Burst()
+	}
+	h.Binder.Bind(ctx, all, done)
+}
+
+// many counts pods, and tells whether there are many a second.
+func (h *hurried) many(now time.Time, n int) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if now.Sub(h.since) > time.Second {
+		h.since, h.n = now, 0
+	}
+	h.n += n
+	return h.n >= burstOf
 }
 
 // storeSize is how much of the disk the files take that replicas on this node keep the store in, in bytes. They have holes.

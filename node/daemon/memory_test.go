@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // The holes of a file do not count.
@@ -30,5 +31,24 @@ func TestStoreSize(t *testing.T) {
 	}
 	if n := storeSize(dir); n < 1<<20 || n >= 2<<20 {
 		t.Errorf("a file of 1 MB and a hole takes %d bytes", n)
+	}
+}
+
+// Bindings are a burst when there are many a second, in whatever batches.
+func TestBurstOfBindings(t *testing.T) {
+	var h hurried
+	now := time.Unix(1e9, 0)
+	for i, c := range []struct {
+		after time.Duration
+		n     int
+		want  bool
+	}{{0, 31, false}, {time.Millisecond, 1, true}, {2 * time.Second, 1, false}, {2 * time.Second, 128, true}, {100 * time.Millisecond, 1, true}, {time.Hour, 5, false}} {
+		now = now.Add(c.after)
+		if got := h.many(now, c.n); got != c.want {
+			t.Errorf("%d: %v", i, got)
+		}
+	}
+	if r := burstRoom(); r < leastRoom || r > burstMost {
+		t.Errorf("%d bytes of room", r)
 	}
 }
