@@ -224,17 +224,18 @@ func (l *loop) releaseDevices(uid types.UID) {
 
 // prepareDevices does what has to be done about the pod's claims before it is
 // bound. It reports false if the binding has to rest, or was given up.
-func (l *loop) prepareDevices(ctx context.Context, b binding) bool {
+func (l *loop) prepareDevices(ctx context.Context, b *binding) bool {
 	l.mu.Lock()
 	w := l.devices.held[b.pod.UID]
 	l.mu.Unlock()
 	if w == nil {
 		return true
 	}
+	b.expect(ctx, l)
 	err := w.write(ctx, l)
 	rests := false
 	if err == nil {
-		rests, err = l.restIfNeeded(w, b)
+		rests, err = l.restIfNeeded(w, *b)
 	}
 	if err != nil {
 		b.failed(ctx, l, fmt.Errorf("running PreBind plugin %q: %w", placement.DynamicResources, err), false)

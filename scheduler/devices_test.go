@@ -206,7 +206,7 @@ func TestRefusedClaims(t *testing.T) {
 		rec := placing(t, client, newHealth())
 		create(t, client, testPod("p", "1", using("c")))
 		settle(100 * time.Millisecond)
-		if e := fmt.Sprint(controllertest.Events(rec)); !strings.Contains(e, `binding rejected: running PreBind plugin "DynamicResources": add allocation and reservation to claim default/c: never`) {
+		if e := fmt.Sprint(controllertest.Events(rec)); !strings.Contains(e, `running PreBind plugin "DynamicResources": add allocation and reservation to claim default/c: never`) {
 			t.Error(e)
 		}
 		create(t, client, testPod("q", "1", using("o")))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/record"
+	corev1helpers "k8s.io/component-helpers/scheduling/corev1"
 	"k8s.io/utils/clock"
 
 	"skein.io/skein/scheduler/controller"
@@ -216,8 +218,10 @@ func (l *loop) decide(pod *v1.Pod, now time.Time) job {
 		return binding{pod: pod, node: decision.Node, version: pod.ResourceVersion, turns: l.turns}
 	}
 	l.queue.Unschedulable(pod.UID, wakers(decision.Refusal), now)
+	var displaced []*v1.Pod
 	switch {
 	case decision.Preempt != nil:
+		displaced = l.displace(pod, decision.Preempt, now)
 		l.snapshot.Nominate(pod, decision.Preempt.Node)
 	case !decision.Refusal.EvictionUnderWay:
 		l.snapshot.Unnominate(pod.UID)
@@ -225,8 +229,24 @@ func (l *loop) decide(pod *v1.Pod, now time.Time) job {
 	return failure{
 		pod: pod, reason: v1.PodReasonUnschedulable, message: decision.Refusal.Error(),
 		preempt: decision.Preempt, keepNomination: decision.Refusal.EvictionUnderWay,
-		release: decision.Release,
+		release: decision.Release, displaced: displaced,
 	}
+}
+
+// displace gives up what is kept for less important pods on the node that pod
+// gets by evictions: they may not fit there any more, and look for another one
+// now rather than when those have ended. l.mu is held.
+func (l *loop) displace(pod *v1.Pod, p *placement.Preemption, now time.Time) []*v1.Pod {
+	ending := func(victim *v1.Pod) bool { return victim.DeletionTimestamp != nil }
+	if !slices.ContainsFunc(p.Victims, func(v *v1.Pod) bool { return !ending(v) }) {
+		return nil // nothing new is evicted: that was done when the first was
+	}
+	below := l.snapshot.NominatedBelow(p.Node, corev1helpers.PodPriority(pod))
+	for _, low := range below {
+		l.snapshot.Unnominate(low.UID)
+		l.queue.Retry(low.UID, now)
+	}
+	return below
 }
 
 // bound notes that a decision was carried out. The pod stays assumed until

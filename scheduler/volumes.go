@@ -62,10 +62,9 @@ type volumeWork struct {
 
 // volumeWait is a pod that waits for the binder or a provisioner.
 type volumeWait struct {
-	pod      *v1.Pod
+	binding  binding                  // to be carried out then
 	written  placement.VolumeBindings // as the API returned it
 	deadline time.Time
-	turns    uint64 // as of a binding
 }
 
 func newVolumeWork(f informers.SharedInformerFactory) volumeWork {
@@ -266,6 +265,8 @@ type volumeBinding struct {
 }
 
 func (b volumeBinding) do(ctx context.Context, l *loop) {
+	bind := binding{pod: b.pod, node: b.bindings.Node, version: b.pod.ResourceVersion, turns: b.turns}
+	bind.expect(ctx, l)
 	written, err := b.write(ctx, l)
 	if err != nil {
 		volumeFailure{b.pod, err}.do(ctx, l)
@@ -276,7 +277,7 @@ func (b volumeBinding) do(ctx context.Context, l *loop) {
 	if l.volumes.held[b.pod.UID] != b.bindings {
 		return // the pod is gone meanwhile, or bound by somebody else
 	}
-	l.volumes.waits[b.pod.UID] = &volumeWait{pod: b.pod, written: written, deadline: l.clock.Now().Add(volumeTimeout), turns: b.turns}
+	l.volumes.waits[b.pod.UID] = &volumeWait{binding: bind, written: written, deadline: l.clock.Now().Add(volumeTimeout)}
 	for _, key := range claimsOf(&written) {
 		if l.volumes.byClaim[key] == nil {
 			l.volumes.byClaim[key] = map[types.UID]bool{}
@@ -323,7 +324,7 @@ func (f volumeFailure) do(ctx context.Context, l *loop) {
 		return
 	}
 	l.log.Info("volumes not bound, the pod will be planned again", "pod", f.pod.Namespace+"/"+f.pod.Name, "err", f.err)
-	failure{pod: f.pod, reason: v1.PodReasonSchedulerError, message: fmt.Sprintf("running PreBind plugin %q: %v", placement.VolumeBinding, f.err)}.do(ctx, l)
+	failure{pod: f.pod, reason: v1.PodReasonSchedulerError, message: fmt.Sprintf("running PreBind plugin %q: %v", placement.VolumeBinding, f.err), expected: true}.do(ctx, l)
 }
 
 // checkWaits looks after the pods that wait for a claim. l.mu is held.
@@ -339,9 +340,9 @@ func (l *loop) checkWait(uid types.UID) {
 	done, err := l.volumes.view.bound(&w.written)
 	switch {
 	case err != nil:
-		l.settle(uid, volumeFailure{w.pod, fmt.Errorf("binding volumes: %w", err)})
+		l.settle(uid, volumeFailure{w.binding.pod, fmt.Errorf("binding volumes: %w", err)})
 	case done:
-		l.settle(uid, binding{pod: w.pod, node: w.written.Node, version: w.pod.ResourceVersion, turns: w.turns})
+		l.settle(uid, w.binding)
 	}
 }
 
@@ -357,7 +358,7 @@ func (l *loop) settle(uid types.UID, j job) {
 func (l *loop) settledVolumes(now time.Time) (jobs []job, next time.Time, timed bool) {
 	for uid, w := range l.volumes.waits {
 		if !w.deadline.After(now) {
-			l.settle(uid, volumeFailure{w.pod, fmt.Errorf("binding volumes: %w", context.DeadlineExceeded)})
+			l.settle(uid, volumeFailure{w.binding.pod, fmt.Errorf("binding volumes: %w", context.DeadlineExceeded)})
 		} else if !timed || w.deadline.Before(next) {
 			next, timed = w.deadline, true
 		}

@@ -73,7 +73,8 @@ func (l *loop) moveAt(ev queue.Event, node string) {
 	}
 	asked := map[*v1.Container]bool{} // the view's pods of one template share their containers
 	l.moveIf(ev, func(pod *v1.Pod) bool {
-		if len(pod.Spec.Containers) == 0 {
+		// A pod for which others ended here learns that it fits, or that it must look elsewhere.
+		if len(pod.Spec.Containers) == 0 || pod.Status.NominatedNodeName == node {
 			return true
 		}
 		key := &pod.Spec.Containers[0]

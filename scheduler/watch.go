@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -139,6 +140,10 @@ func (l *loop) nodeChanged(old, cur *v1.Node) {
 		l.turns++
 		l.snapshot.RemoveNode(old.Name)
 		l.move(queue.NodeRemoved)
+		for _, pod := range l.snapshot.NominatedBelow(old.Name, math.MaxInt32) {
+			l.queue.Retry(pod.UID, l.clock.Now()) // what it waits for will not be
+			l.nudge()
+		}
 		return
 	}
 	ev, matters := nodeChange(old, cur)
@@ -238,6 +243,25 @@ func (l *loop) podPlaced(old, cur *v1.Pod) {
 	l.moveAt(ev&queue.PodShrunk, cur.Spec.NodeName)
 }
 
+// nominationChanged follows what a pod's status says of the node that is kept
+// for it. If it says nothing, and did not before, what was decided and is not
+// written yet stands. l.mu is held.
+func (l *loop) nominationChanged(old, cur *v1.Pod) {
+	was, is := "", cur.Status.NominatedNodeName
+	if old != nil {
+		was = old.Status.NominatedNodeName
+	}
+	switch {
+	case is != "":
+		l.snapshot.Nominate(cur, is)
+	case was != "":
+		l.snapshot.Unnominate(cur.UID)
+	}
+	if was != "" && was != is {
+		l.moveAt(queue.PodGone, was) // nothing is kept for it there any more
+	}
+}
+
 // podPending queues a pod that is ours to place. l.mu is held.
 func (l *loop) podPending(old, cur *v1.Pod) {
 	if _, ours := l.profiles[cur.Spec.SchedulerName]; !ours {
@@ -260,9 +284,7 @@ func (l *loop) podPending(old, cur *v1.Pod) {
 		}
 		return
 	}
-	if cur.Status.NominatedNodeName != "" {
-		l.snapshot.Nominate(cur, cur.Status.NominatedNodeName)
-	}
+	l.nominationChanged(old, cur)
 	if len(cur.Spec.ResourceClaims) > 0 && !l.queue.Has(cur.UID) && l.unclaimed(cur) {
 		l.devices.unclaimed[cur.UID] = cur
 		return

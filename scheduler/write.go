@@ -36,11 +36,36 @@ type binding struct {
 	version string
 	// turns is what loop.turns was when it was made.
 	turns uint64
+	// expected: the pod's status names the node already.
+	expected bool
 }
 
 func (b binding) do(ctx context.Context, l *loop) {
-	if l.prepareDevices(ctx, b) {
+	if l.prepareDevices(ctx, &b) {
 		bindings{b}.do(ctx, l)
+	}
+}
+
+// expect tells in the pod's status which node it is about to get, as upstream
+// does (NominatedNodeNameForExpectation) if volumes or devices have to be
+// prepared first, which may take minutes: who adds and removes nodes should
+// know. If it cannot be told, the binding goes on. Binding clears it.
+func (b *binding) expect(ctx context.Context, l *loop) {
+	if b.expected {
+		return
+	}
+	b.expected = true
+	if b.pod.Status.NominatedNodeName == b.node {
+		return
+	}
+	var patch podStatusPatch
+	patch.Metadata.UID, patch.Status.NominatedNodeName = b.pod.UID, &b.node
+	now, err := l.patchStatus(ctx, b.pod, patch)
+	switch {
+	case err != nil:
+		l.log.Debug("cannot write the expected node", "pod", b.pod.Namespace+"/"+b.pod.Name, "node", b.node, "err", err)
+	case b.changed(controller.AsSeen(now)) == nil:
+		b.version = now.ResourceVersion // what else would refuse the binding, though nothing changed that matters
 	}
 }
 
@@ -103,7 +128,7 @@ func (all bindings) send(ctx context.Context, l *loop, tried, last bool) (again 
 			l.bound(b.pod)
 			l.events(b.pod).Eventf(b.pod, v1.EventTypeNormal, "Scheduled", "Successfully assigned %s/%s to %s", b.pod.Namespace, b.pod.Name, b.node)
 		case refused(err) || last || ctx.Err() != nil:
-			b.failed(ctx, l, err, apierrors.IsNotFound(err))
+			b.failed(ctx, l, fmt.Errorf("binding rejected: %w", err), apierrors.IsNotFound(err))
 		default:
 			mu.Lock()
 			defer mu.Unlock()
@@ -163,7 +188,7 @@ func (all bindings) standing(ctx context.Context, l *loop) bindings {
 		if void[i] == nil {
 			kept = append(kept, b)
 		} else {
-			b.failed(ctx, l, void[i], false)
+			b.failed(ctx, l, fmt.Errorf("binding rejected: %w", void[i]), false)
 		}
 	}
 	return kept
@@ -273,8 +298,8 @@ func (b binding) failed(ctx context.Context, l *loop, err error, gone bool) {
 	if devices != nil {
 		devices.release(ctx, l)
 	}
-	l.log.Warn("binding refused, will be planned again", "pod", pod.Namespace+"/"+pod.Name, "node", b.node, "err", err)
-	failure{pod: pod, reason: v1.PodReasonSchedulerError, message: fmt.Sprintf("binding rejected: %v", err)}.do(ctx, l)
+	l.log.Warn("not bound, will be planned again", "pod", pod.Namespace+"/"+pod.Name, "node", b.node, "err", err)
+	failure{pod: pod, reason: v1.PodReasonSchedulerError, message: err.Error(), expected: b.expected}.do(ctx, l)
 }
 
 // failure tells why a pod has no node, and makes room for it if that helps.
@@ -286,13 +311,17 @@ type failure struct {
 	release *resourceapi.ResourceClaim // to be taken away; may be nil
 	// keepNomination: pods that were evicted for this one are still ending.
 	keepNomination bool
+	// expected: the pod's status names a node, though the view may not show it yet.
+	expected bool
+	// displaced are pods that lose the node to this one.
+	displaced []*v1.Pod
 }
 
 func (f failure) do(ctx context.Context, l *loop) {
 	l.events(f.pod).Event(f.pod, v1.EventTypeWarning, "FailedScheduling", truncate(f.message))
-	nominate := ""
+	nominate := new(string)
 	if f.keepNomination {
-		nominate = f.pod.Status.NominatedNodeName
+		nominate = nil
 	}
 	if f.release != nil {
 		if err := l.deallocate(ctx, f.release); err != nil {
@@ -300,13 +329,25 @@ func (f failure) do(ctx context.Context, l *loop) {
 		}
 	}
 	if f.preempt != nil {
-		nominate = f.preempt.Node
+		nominate = &f.preempt.Node
+		f.displace(ctx, l)
 		if err := l.evict(ctx, f.pod, f.preempt); err != nil {
 			l.log.Warn("preemption failed in part; the pod is planned again", "pod", f.pod.Namespace+"/"+f.pod.Name, "err", err)
 		}
 	}
 	if err := l.writeCondition(ctx, f, nominate); err != nil && ctx.Err() == nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 		l.log.Warn("cannot write why a pod is not scheduled", "pod", f.pod.Namespace+"/"+f.pod.Name, "err", err)
+	}
+}
+
+// displace takes the node out of the status of those that lose it.
+func (f failure) displace(ctx context.Context, l *loop) {
+	for _, low := range f.displaced {
+		var patch podStatusPatch
+		patch.Metadata.UID, patch.Status.NominatedNodeName = low.UID, new(string)
+		if _, err := l.patchStatus(ctx, low, patch); err != nil && ctx.Err() == nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+			l.log.Warn("cannot take back the nomination of a less important pod", "pod", low.Namespace+"/"+low.Name, "node", f.preempt.Node, "err", err)
+		}
 	}
 }
 
@@ -323,8 +364,8 @@ type podStatusPatch struct {
 }
 
 // writeCondition sets PodScheduled=False with the reason, and the nominated
-// node, unless the pod says so already.
-func (l *loop) writeCondition(ctx context.Context, f failure, nominate string) error {
+// node (nil: whatever it is), unless the pod says so already.
+func (l *loop) writeCondition(ctx context.Context, f failure, nominate *string) error {
 	pod := f.pod
 	if cur, err := l.view.podLister.Pods(pod.Namespace).Get(pod.Name); err == nil && cur.UID == pod.UID {
 		if cur.Spec.NodeName != "" {
@@ -334,8 +375,8 @@ func (l *loop) writeCondition(ctx context.Context, f failure, nominate string) e
 	}
 	var patch podStatusPatch
 	patch.Metadata.UID = pod.UID
-	if pod.Status.NominatedNodeName != nominate {
-		patch.Status.NominatedNodeName = &nominate
+	if nominate != nil && (pod.Status.NominatedNodeName != *nominate || f.expected) {
+		patch.Status.NominatedNodeName = nominate
 	}
 	cond := v1.PodCondition{
 		Type: v1.PodScheduled, Status: v1.ConditionFalse, Reason: f.reason, Message: f.message,
@@ -350,16 +391,16 @@ func (l *loop) writeCondition(ctx context.Context, f failure, nominate string) e
 	if patch.Status.NominatedNodeName == nil && patch.Status.Conditions == nil {
 		return nil
 	}
-	return l.patchStatus(ctx, pod, patch)
+	_, err := l.patchStatus(ctx, pod, patch)
+	return err
 }
 
-func (l *loop) patchStatus(ctx context.Context, pod *v1.Pod, patch podStatusPatch) error {
+func (l *loop) patchStatus(ctx context.Context, pod *v1.Pod, patch podStatusPatch) (*v1.Pod, error) {
 	data, err := json.Marshal(patch)
 	if err != nil {
 		panic("scheduler: a status patch does not encode: " + err.Error())
 	}
-	_, err = l.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, data, metav1.PatchOptions{}, "status")
-	return err
+	return l.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, data, metav1.PatchOptions{}, "status")
 }
 
 // evict deletes the victims of a preemption, all at once.
@@ -375,8 +416,14 @@ func (l *loop) evict(ctx context.Context, pod *v1.Pod, p *placement.Preemption) 
 	return errors.Join(errs...)
 }
 
-// evictOne deletes a victim after saying in it why.
+// evictOne deletes a victim after saying in it why. One that is not bound yet,
+// since something has to be prepared for it, is only planned again.
 func (l *loop) evictOne(ctx context.Context, pod, victim *v1.Pod, node string) error {
+	if b, ok := l.stopPreparing(victim.UID); ok {
+		b.failed(ctx, l, errors.New("preempted by DefaultPreemption"), false)
+		l.events(pod).Eventf(victim, v1.EventTypeNormal, "Preempted", "Preempted by pod %s on node %s (in kube-scheduler memory).", pod.UID, node)
+		return nil
+	}
 	var patch podStatusPatch
 	patch.Metadata.UID = victim.UID
 	patch.Status.Conditions = []v1.PodCondition{{
@@ -384,7 +431,7 @@ func (l *loop) evictOne(ctx context.Context, pod, victim *v1.Pod, node string) e
 		Message:            pod.Spec.SchedulerName + ": preempting to accommodate a higher priority pod",
 		ObservedGeneration: victim.Generation, LastTransitionTime: metav1.NewTime(l.clock.Now()),
 	}}
-	err := l.patchStatus(ctx, victim, patch)
+	_, err := l.patchStatus(ctx, victim, patch)
 	if err == nil {
 		uid := victim.UID
 		err = l.client.CoreV1().Pods(victim.Namespace).Delete(ctx, victim.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
@@ -397,6 +444,20 @@ func (l *loop) evictOne(ctx context.Context, pod, victim *v1.Pod, node string) e
 	}
 	l.events(pod).Eventf(victim, v1.EventTypeNormal, "Preempted", "Preempted by pod %s on node %s", pod.UID, node)
 	return nil
+}
+
+// stopPreparing ends the wait of a decided pod for its volumes or devices, and
+// returns the binding that is not to be.
+func (l *loop) stopPreparing(uid types.UID) (b binding, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if w := l.volumes.waits[uid]; w != nil {
+		l.endWait(uid)
+		return w.binding, true
+	}
+	r, ok := l.devices.resting[uid]
+	delete(l.devices.resting, uid)
+	return r.binding, ok
 }
 
 func podCondition(pod *v1.Pod, kind v1.PodConditionType) *v1.PodCondition {

@@ -48,6 +48,21 @@ func (s *Snapshot) Unnominate(uid types.UID) {
 	s.dropIfUnused(info.node)
 }
 
+// NominatedBelow lists the pods of a priority below the given one for which room
+// is kept on the named node.
+func (s *Snapshot) NominatedBelow(nodeName string, limit int32) (below []*v1.Pod) {
+	n := s.nodes[nodeName]
+	if n == nil {
+		return nil
+	}
+	for _, info := range n.nominated {
+		if priority(info.pod) < limit {
+			below = append(below, info.pod)
+		}
+	}
+	return below
+}
+
 // heldFor lists the pods nominated to the node that go before the planned one.
 func (n *node) heldFor(p *plan) (before []*podInfo) {
 	for _, info := range n.nominated {

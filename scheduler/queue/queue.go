@@ -217,6 +217,14 @@ func (q *Queue) Add(pod *v1.Pod, helps bool, now time.Time) {
 	}
 }
 
+// Retry says that a pod, if it waits, should be tried again after what is left
+// of its back-off; if it is in flight and fails, it backs off instead of waiting.
+func (q *Queue) Retry(uid types.UID, now time.Time) {
+	if e := q.entries[uid]; e != nil {
+		q.Add(e.pod, true, now)
+	}
+}
+
 // Has reports whether the pod is in any place.
 func (q *Queue) Has(uid types.UID) bool { return q.entries[uid] != nil }
 

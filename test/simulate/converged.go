@@ -156,7 +156,7 @@ func (w *world) trafficDone(add complain) {
 	}
 	for _, s := range all[*corev1.Service](w) {
 		if at := keyOf(s); !maps.Equal(slices_[at], byApp[at]) {
-			add("Service %s leads to %d addresses, %d pods are ready", at, len(slices_[at]), len(byApp[at]))
+			add("Service %s leads to %d addresses, %d pods are ready; not at %v, wrongly at %v", at, len(slices_[at]), len(byApp[at]), lacking(byApp[at], slices_[at]), lacking(slices_[at], byApp[at]))
 		}
 	}
 	for _, b := range all[*policyv1.PodDisruptionBudget](w) {
@@ -171,6 +171,17 @@ func (w *world) trafficDone(add complain) {
 			add("budget %s/%s counts %d of %d healthy, disrupted %v", b.Namespace, b.Name, b.Status.CurrentHealthy, n, b.Status.DisruptedPods)
 		}
 	}
+}
+
+// lacking lists what is in a and not in b.
+func lacking(a, b map[string]bool) (out []string) {
+	for k := range a {
+		if !b[k] {
+			out = append(out, k)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // nothingOrphaned looks at everything that has an owner, is being deleted, or belongs to a namespace.

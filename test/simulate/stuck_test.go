@@ -2,6 +2,7 @@ package simulate
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"testing"
 	"testing/synctest"
@@ -100,4 +101,25 @@ func all2[T runtime.Object](w *world, gvr schema.GroupVersionResource) (out []T)
 		out = append(out, e.obj.(T))
 	}
 	return out
+}
+
+// A Service with more pods than one EndpointSlice holds: a controller that went by slices older than its own writes would leave some out.
+func TestServicesOfManyPods(t *testing.T) {
+	var res result
+	synctest.Test(t, func(*testing.T) {
+		w := newWorld(1, logs())
+		w.enough = func() bool { return false }
+		defer w.stop()
+		u := newUser(w, scenario{nodes: 200, pods: 600})
+		w.elect(0)
+		for i := range 4 {
+			ns, name := u.home(), fmt.Sprintf("web-%d", i)
+			w.make(deployment(ns, name, 120, intstr.FromString("25%"), intstr.FromString("25%"), false))
+			w.make(service(ns, name))
+		}
+		w.await30(5*time.Minute, &res, "with many pods")
+	})
+	for _, v := range res.violations {
+		t.Error(v)
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -102,7 +103,18 @@ func (s *store) merge(k kind, held *entry, obj runtime.Object, acc metav1.Object
 	if spec := field(obj, "Spec"); spec.IsValid() && !equality.Semantic.DeepEqual(spec.Interface(), field(held.obj, "Spec").Interface()) {
 		acc.SetGeneration(acc.GetGeneration() + 1)
 	}
+	if slice, ok := obj.(*discoveryv1.EndpointSlice); ok && sliceChanged(held.obj.(*discoveryv1.EndpointSlice), slice) {
+		slice.Generation++
+	}
 	return nil
+}
+
+// sliceChanged says what upstream counts as a new generation of an EndpointSlice; its controller tells by that what it has not seen yet.
+func sliceChanged(old, cur *discoveryv1.EndpointSlice) bool {
+	a, b := *old, *cur
+	a.TypeMeta, b.TypeMeta = metav1.TypeMeta{}, metav1.TypeMeta{}
+	a.ObjectMeta, b.ObjectMeta = metav1.ObjectMeta{Labels: old.Labels}, metav1.ObjectMeta{Labels: cur.Labels}
+	return !equality.Semantic.DeepEqual(&a, &b)
 }
 
 func copyInto(dst, src runtime.Object) {
