@@ -137,7 +137,9 @@ func (c *daemonSets) setChanged(old, cur *appsv1.DaemonSet) {
 	c.queue.Add(controller.Key(cur))
 }
 
-// nodeChanged wakes all sets when something changed that decides who may run.
+// nodeChanged wakes the sets for which it changed whether a pod should run on
+// the node, or may stay there. A thousand nodes that get a label which concerns
+// no set cost no sync.
 func (c *daemonSets) nodeChanged(old, cur *corev1.Node) {
 	if old != nil && cur != nil && equality.Semantic.DeepEqual(old.Labels, cur.Labels) && equality.Semantic.DeepEqual(old.Spec.Taints, cur.Spec.Taints) {
 		return
@@ -146,9 +148,28 @@ func (c *daemonSets) nodeChanged(old, cur *corev1.Node) {
 	if err != nil {
 		return // a lister of a cache has no errors
 	}
-	for _, set := range sets {
+	for _, set := range concerned(sets, old, cur) {
 		c.queue.Add(controller.Key(set))
 	}
+}
+
+// concerned are the sets that answer differently for the two states of a node.
+func concerned(sets []*appsv1.DaemonSet, old, cur *corev1.Node) (out []*appsv1.DaemonSet) {
+	for _, set := range sets {
+		ran, stayed := onNodeOf(set, old)
+		if run, stay := onNodeOf(set, cur); run != ran || stay != stayed {
+			out = append(out, set)
+		}
+	}
+	return out
+}
+
+// onNodeOf is shouldRun for a node that may not be there.
+func onNodeOf(set *appsv1.DaemonSet, node *corev1.Node) (run, stay bool) {
+	if node == nil {
+		return false, false
+	}
+	return shouldRun(set, node)
 }
 
 // podChanged wakes the set that controls or controlled the pod, and for a pod

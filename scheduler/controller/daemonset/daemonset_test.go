@@ -354,3 +354,40 @@ func TestFailingNode(t *testing.T) {
 		}
 	})
 }
+
+// What happens to a node wakes the sets that it concerns, and no other.
+func TestNodesWakeWhomTheyConcern(t *testing.T) {
+	onlySSD := func(s *appsv1.DaemonSet) {
+		s.Name, s.UID, s.Spec.Template.Spec.NodeSelector = "ssd", "ssd-uid", map[string]string{"disk": "ssd"}
+	}
+	labelled := func(key, value string) *corev1.Node {
+		n := node("a")
+		n.Labels[key] = value
+		return n
+	}
+	noSchedule, noExecute := corev1.Taint{Key: "k", Effect: corev1.TaintEffectNoSchedule}, corev1.Taint{Key: "k", Effect: corev1.TaintEffectNoExecute}
+	known := corev1.Taint{Key: corev1.TaintNodeUnreachable, Effect: corev1.TaintEffectNoExecute}
+	for _, tc := range []struct {
+		what     string
+		old, cur *corev1.Node
+		want     string
+	}{
+		{"a node comes", nil, node("a"), "ns/log"},
+		{"a node goes", labelled("disk", "ssd"), nil, "ns/log ns/ssd"},
+		{"a label that nobody asks for", node("a"), labelled("team", "blue"), ""},
+		{"a value that nobody asks for", labelled("disk", "hdd"), labelled("disk", "tape"), ""},
+		{"a label that one asks for", node("a"), labelled("disk", "ssd"), "ns/ssd"},
+		{"a taint for new pods", node("a"), node("a", noSchedule), "ns/log"},
+		{"a taint for all, after that", node("a", noSchedule), node("a", noSchedule, noExecute), "ns/log"},
+		{"a taint that all tolerate", node("a"), node("a", known), ""},
+		{"a taint where one may not run anyway", labelled("disk", "hdd"), labelled("disk", "hdd"), ""},
+	} {
+		var got []string
+		for _, set := range concerned([]*appsv1.DaemonSet{newSet("0", "1"), newSet("0", "1", onlySSD)}, tc.old, tc.cur) {
+			got = append(got, set.Namespace+"/"+set.Name)
+		}
+		if got := strings.Join(got, " "); got != tc.want {
+			t.Errorf("%s: wakes %q, want %q", tc.what, got, tc.want)
+		}
+	}
+}
