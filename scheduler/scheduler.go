@@ -44,7 +44,9 @@ func Run(ctx context.Context, cfg Config) error {
 	cfg.setDefaults()
 	recorder := cfg.Recorder
 	if recorder == nil {
-		events := controller.NewEvents(controller.EventsConfig{Client: cfg.Client, Create: cfg.Events, Clock: cfg.Clock, Logger: cfg.Logger})
+		binder := &counted{Binder: cfg.Binder}
+		cfg.Binder = binder
+		events := controller.NewEvents(controller.EventsConfig{Client: cfg.Client, Create: cfg.Events, Yield: binder.busy, Clock: cfg.Clock, Logger: cfg.Logger})
 		defer events.Stop()
 		// At once, not when the last part has ended: it may wait for an answer.
 		defer context.AfterFunc(ctx, events.Stop)()

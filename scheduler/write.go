@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -250,6 +251,26 @@ type Binder interface {
 	// done for each as soon as that is known, several at a time, and returns
 	// after the last.
 	Bind(ctx context.Context, all []*v1.Binding, done func(i int, err error))
+}
+
+// counted is a Binder that knows how many bindings are under way.
+type counted struct {
+	Binder
+	underWay atomic.Int64
+}
+
+// manyBindings is how many bindings at once are worth that events wait.
+const manyBindings = 16
+
+func (c *counted) busy() bool { return c.underWay.Load() > manyBindings }
+
+// Bind implements Binder.
+func (c *counted) Bind(ctx context.Context, all []*v1.Binding, done func(i int, err error)) {
+	c.underWay.Add(int64(len(all)))
+	c.Binder.Bind(ctx, all, func(i int, err error) {
+		c.underWay.Add(-1)
+		done(i, err)
+	})
 }
 
 // requests is a Binder that makes a request for each binding.

@@ -46,6 +46,11 @@ type EventsConfig struct {
 	Batch int
 	// Linger is how long the first event of a batch waits for others. Default 20 ms.
 	Linger time.Duration
+	// Yield is asked whether there are writes under way that matter more: events
+	// wait meanwhile, but none longer than Patience, nor when the queue is half full.
+	// Nil: never. Patience defaults to 1 s.
+	Yield    func() bool
+	Patience time.Duration
 	// Clock is the time; nil means the real one.
 	Clock clock.WithTicker
 	// Logger gets what an operator should know; nil discards.
@@ -56,6 +61,7 @@ func (c *EventsConfig) setDefaults() {
 	c.Queue = cmp.Or(c.Queue, 4096)
 	c.Batch = cmp.Or(c.Batch, 256)
 	c.Linger = cmp.Or(c.Linger, 20*time.Millisecond)
+	c.Patience = cmp.Or(c.Patience, time.Second)
 	if c.Create == nil {
 		c.Create = eventRequests{c.Client}
 	}
@@ -181,12 +187,33 @@ func (e *Events) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case first := <-e.queue:
+			e.yield(ctx, first)
 			batch = e.collect(ctx, first)
 		}
 		e.write(ctx, e.correlate(batch))
 		if n, now := e.dropped.Load(), e.cfg.Clock.Now(); n != e.said && now.Sub(e.saidAt) >= sayDropped {
 			e.cfg.Logger.Warn("events were dropped: more came than could be written", "since the last word", n-e.said, "in all", n)
 			e.said, e.saidAt = n, now
+		}
+	}
+}
+
+// yieldTick is how often it is asked whether what matters more is done.
+const yieldTick = 10 * time.Millisecond
+
+// yield waits while there is something that matters more than an event.
+func (e *Events) yield(ctx context.Context, first *corev1.Event) {
+	if e.cfg.Yield == nil {
+		return
+	}
+	end := first.LastTimestamp.Add(e.cfg.Patience)
+	for e.cfg.Yield() && len(e.queue) < cap(e.queue)/2 && e.cfg.Clock.Now().Before(end) {
+		timer := e.cfg.Clock.NewTimer(yieldTick)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C():
 		}
 	}
 }

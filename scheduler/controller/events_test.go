@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -186,6 +187,43 @@ func TestEventsWithoutAnAnswer(t *testing.T) {
 		time.Sleep(time.Minute)
 		if c.tries() != eventTries || e.Dropped() != 1 {
 			t.Errorf("%d tries, %d dropped", c.tries(), e.Dropped())
+		}
+	})
+}
+
+// Events wait for what matters more: not for ever, and not so many of them that one would be lost.
+func TestEventsYield(t *testing.T) {
+	var busy atomic.Bool
+	edit := func(c *EventsConfig) { c.Yield, c.Queue = busy.Load, 10 }
+	eventful(t, edit, func(t *testing.T, e *Events, c *creator) {
+		busy.Store(true)
+		r := e.Recorder("test")
+		r.Event(aPod("a"), corev1.EventTypeNormal, "One", "m")
+		time.Sleep(900 * time.Millisecond)
+		if n := c.tries(); n != 0 {
+			t.Errorf("%d batches while there is more important work", n)
+		}
+		time.Sleep(200 * time.Millisecond)
+		if n := c.tries(); n != 1 {
+			t.Errorf("%d batches after a second, want 1", n)
+		}
+		r.Event(aPod("a"), corev1.EventTypeNormal, "Two", "m")
+		time.Sleep(100 * time.Millisecond)
+		busy.Store(false)
+		time.Sleep(100 * time.Millisecond)
+		if n := c.tries(); n != 2 {
+			t.Errorf("%d batches when the work is done, want 2", n)
+		}
+		busy.Store(true)
+		for i := range 6 {
+			r.Event(aPod("a"), corev1.EventTypeNormal, fmt.Sprint("Many", i), "m")
+		}
+		time.Sleep(100 * time.Millisecond)
+		if n := c.tries(); n != 3 {
+			t.Errorf("%d batches when half the queue is full, want 3", n)
+		}
+		if n := e.Dropped(); n != 0 {
+			t.Errorf("%d dropped", n)
 		}
 	})
 }

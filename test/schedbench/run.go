@@ -251,8 +251,12 @@ func (r *run) release(ctx context.Context, d *side, w workload, nodes, pods int)
 	})
 }
 
-// measured reports how many pods a second are bound from the beginning of do until all are, and what CPU each takes.
+// measured reports how many pods a second are bound from the beginning of do until all are, and what CPU each takes, with the events that tell of it.
 func (r *run) measured(ctx context.Context, d *side, b *bindings, nodes, pods int, rate, each string, do func() error) error {
+	events, err := d.events(ctx)
+	if err != nil {
+		return err
+	}
 	before, err := cputime.Of(d.Pids())
 	if err != nil {
 		return err
@@ -265,12 +269,13 @@ func (r *run) measured(ctx context.Context, d *side, b *bindings, nodes, pods in
 		return err
 	}
 	took := b.last.Load().Sub(began)
-	after, err := cputime.Of(d.Pids())
+	written, after, err := d.told(ctx)
 	if err != nil {
 		return err
 	}
 	r.r.rate(key(rate, nodes), d, pods, took)
 	r.r.put(key(each, nodes), d.Name, float64((after-before).Microseconds())/float64(pods), lower)
+	say("%s: %d events of %d pods in that time", d.Name, written-events, pods)
 	return nil
 }
 
@@ -424,11 +429,13 @@ func (r *run) profile(d *side, name string, nodes int) (end func()) {
 		return func() {}
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		if err := peers.Fetch(d.Config, "/debug/pprof/profile?seconds=8", filepath.Join(r.profiles, fmt.Sprintf("%s-%d.pprof", name, nodes))); err != nil {
-			say("profile: %v", err)
-		}
-	})
+	for path, suffix := range map[string]string{"profile": "", "allocs": "-allocs"} {
+		wg.Go(func() {
+			if err := peers.Fetch(d.Config, "/debug/pprof/"+path+"?seconds=8", filepath.Join(r.profiles, fmt.Sprintf("%s-%d%s.pprof", name, nodes, suffix))); err != nil {
+				say("%s: %v", path, err)
+			}
+		})
+	}
 	return wg.Wait
 }
 

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 
+	"skein.io/skein/test/cputime"
 	"skein.io/skein/test/peers"
 )
 
@@ -210,6 +211,39 @@ func (d *side) create(ctx context.Context, n int, make func(i int) *corev1.Pod) 
 		err = fmt.Errorf("%s: create pods: %w", d.Name, err)
 	}
 	return time.Since(began), err
+}
+
+// events is how many there are.
+func (d *side) events(ctx context.Context) (int64, error) {
+	list, err := d.k.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{Limit: 1})
+	if err != nil {
+		return 0, fmt.Errorf("%s: count events: %w", d.Name, err)
+	}
+	n := int64(len(list.Items))
+	if list.RemainingItemCount != nil {
+		n += *list.RemainingItemCount
+	}
+	return n, nil
+}
+
+// told waits until no event has been written for a second and a half, and gives how many there are, and what CPU the side had used when the last was there. Both
+// sides write events when pods are bound already.
+func (d *side) told(ctx context.Context) (events int64, used time.Duration, err error) {
+	var since time.Time
+	err = d.await(ctx, "events are written", func() (bool, error) {
+		n, err := d.events(ctx)
+		if err != nil {
+			return false, err
+		}
+		if now := time.Now(); since.IsZero() || n != events {
+			if used, err = cputime.Of(d.Pids()); err != nil {
+				return false, err
+			}
+			events, since = n, now
+		}
+		return time.Since(since) > 1500*time.Millisecond, nil
+	})
+	return events, used, err
 }
 
 // clear deletes all pods and waits until they are gone.
