@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -148,9 +149,36 @@ func dropManagedFields(o any) (any, error) {
 func slim(o any) (any, error) {
 	if n, ok := o.(*corev1.Node); ok {
 		n.Annotations, n.Spec = nil, corev1.NodeSpec{}
-		n.Status = corev1.NodeStatus{Allocatable: n.Status.Allocatable, DeclaredFeatures: n.Status.DeclaredFeatures}
+		n.Status = corev1.NodeStatus{Allocatable: roomOf(n.Status.Allocatable), DeclaredFeatures: n.Status.DeclaredFeatures}
 	}
 	return dropManagedFields(o)
+}
+
+// rooms are those of Nodes, by what they are encoded to: machines of a type have the same, and a map of it takes nearly a KB.
+var rooms = struct {
+	sync.Mutex // guards the rest
+	known      map[string]corev1.ResourceList
+}{known: map[string]corev1.ResourceList{}}
+
+// maxRooms bounds those that are remembered: when there are more, it begins anew.
+const maxRooms = 1024
+
+// roomOf gives an equal list, which nobody may change.
+func roomOf(l corev1.ResourceList) corev1.ResourceList {
+	key, err := (&corev1.NodeStatus{Allocatable: l}).Marshal()
+	if err != nil || len(l) == 0 {
+		return l
+	}
+	rooms.Lock()
+	defer rooms.Unlock()
+	if known, ok := rooms.known[string(key)]; ok {
+		return known
+	}
+	if len(rooms.known) >= maxRooms {
+		clear(rooms.known)
+	}
+	rooms.known[string(key)] = l
+	return l
 }
 
 // without hides a feature from a part of upstream's: nobody traces requests here, and preparing each for it costs a tenth of a small one.

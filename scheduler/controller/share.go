@@ -17,6 +17,7 @@ type shares struct {
 	// full it becomes the old one, and what is still in use then comes over.
 	specs generations[corev1.PodSpec]
 	metas generations[metav1.ObjectMeta]
+	nodes generations[corev1.Node]
 }
 
 // maxShared is how many templates each generation knows. A pod that is like no other costs an encoded copy
@@ -38,6 +39,24 @@ func (g *generations[T]) of(key []byte, v *T) *T {
 	}
 	g.young[string(key)] = v
 	return v
+}
+
+// shareNode replaces what many nodes have alike: machines of a type have the same room (900 bytes), and run the same system. The
+// node must be the caller's alone still.
+func (s *shares) shareNode(n *corev1.Node) {
+	kind := corev1.Node{}
+	kind.Annotations, kind.Spec.Taints, kind.Status.Allocatable = n.Annotations, n.Spec.Taints, n.Status.Allocatable
+	if key, err := kind.Marshal(); err == nil {
+		s.mu.Lock()
+		known := s.nodes.of(key, &kind)
+		s.mu.Unlock()
+		n.Annotations, n.Spec.Taints, n.Status.Allocatable = known.Annotations, known.Spec.Taints, known.Status.Allocatable
+	}
+	labels := make(map[string]string, len(n.Labels)) // one of its own: it has the host's name
+	for k, v := range n.Labels {
+		labels[same(k)] = same(v)
+	}
+	n.Labels = labels
 }
 
 // share replaces parts of a pod by equal ones that others have. The pod must be the caller's alone still.

@@ -20,7 +20,7 @@ import (
 // decides where they run and how they are: not how their containers are
 // started, nor the volumes that any node can make (see slim). So no controller may
 // update a pod from the view; what it changes it patches. Pods share what is equal
-// in them. Of nodes, it lacks what only their agents and users read (see slimNode), of Leases all but their renewal. The factory is not started; it serves one leadership.
+// in them. Of nodes, it lacks what only their agents and users read (see slimNode), of Leases all but their names and renewal. The factory is not started; it serves one leadership.
 func NewFactory(client kubernetes.Interface) informers.SharedInformerFactory {
 	return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform((&shares{}).strip))
 }
@@ -35,8 +35,12 @@ func (s *shares) strip(obj any) (any, error) {
 		s.share(o)
 	case *corev1.Node:
 		slimNode(o)
+		s.shareNode(o)
 	case *coordinationv1.Lease:
-		o.Spec = coordinationv1.LeaseSpec{RenewTime: o.Spec.RenewTime}
+		*o = coordinationv1.Lease{
+			ObjectMeta: metav1.ObjectMeta{Namespace: same(o.Namespace), Name: o.Name, ResourceVersion: o.ResourceVersion},
+			Spec:       coordinationv1.LeaseSpec{RenewTime: o.Spec.RenewTime},
+		}
 	}
 	return obj, nil
 }

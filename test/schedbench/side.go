@@ -185,6 +185,7 @@ func (d *side) await(ctx context.Context, what string, ask func() (bool, error))
 	ctx, cancel := context.WithTimeout(ctx, patient)
 	defer cancel()
 	for {
+		began := time.Now()
 		ok, err := ask()
 		if err != nil {
 			return fmt.Errorf("%s: %s: %w", d.Name, what, err)
@@ -195,7 +196,7 @@ func (d *side) await(ctx context.Context, what string, ask func() (bool, error))
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%s: %s: not within %s", d.Name, what, patient)
-		case <-time.After(200 * time.Millisecond):
+		case <-time.After(max(200*time.Millisecond, 4*time.Since(began))): // a list of thousands is work for them
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -27,14 +28,14 @@ type allocator struct {
 	total int
 
 	mu    sync.Mutex
-	taken map[netip.Prefix]string          // network -> node
-	held  map[string]map[netip.Prefix]bool // node -> networks
-	odd   map[netip.Prefix]bool            // those taken that are of another size: somebody set them by hand
-	next  int                              // where the search starts, so that a freed network rests before it is used again
+	taken map[netip.Prefix]string   // network -> node
+	held  map[string][]netip.Prefix // node -> networks
+	odd   map[netip.Prefix]bool     // those taken that are of another size: somebody set them by hand
+	next  int                       // where the search starts, so that a freed network rests before it is used again
 }
 
 func newAllocator(all netip.Prefix) *allocator {
-	a := &allocator{all: all.Masked(), bits: nodeBits4, taken: map[netip.Prefix]string{}, held: map[string]map[netip.Prefix]bool{}, odd: map[netip.Prefix]bool{}}
+	a := &allocator{all: all.Masked(), bits: nodeBits4, taken: map[netip.Prefix]string{}, held: map[string][]netip.Prefix{}, odd: map[netip.Prefix]bool{}}
 	if all.Addr().Is6() {
 		a.bits = nodeBits6
 	}
@@ -77,10 +78,9 @@ func (a *allocator) hold(node string, p netip.Prefix) {
 	if p.Bits() != a.bits {
 		a.odd[p] = true
 	}
-	if a.held[node] == nil {
-		a.held[node] = map[netip.Prefix]bool{}
+	if have := a.held[node]; !slices.Contains(have, p) {
+		a.held[node] = append(have, p)
 	}
-	a.held[node][p] = true
 }
 
 // allocate returns a network for a node: the one that was given to it before,
@@ -88,8 +88,8 @@ func (a *allocator) hold(node string, p netip.Prefix) {
 func (a *allocator) allocate(node string) (netip.Prefix, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for p := range a.held[node] {
-		return p, nil
+	if have := a.held[node]; len(have) > 0 {
+		return have[0], nil
 	}
 	for k := range a.total {
 		i := (a.next + k) % a.total
@@ -118,7 +118,7 @@ func (a *allocator) overlaps(p netip.Prefix) bool {
 func (a *allocator) release(node string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for p := range a.held[node] {
+	for _, p := range a.held[node] {
 		delete(a.taken, p)
 		delete(a.odd, p)
 	}

@@ -188,31 +188,35 @@ func (c *Controller) settle(wake map[string]bool) {
 // beat is a sign of life as the node wrote it, and when it was first seen
 // here. The node's clock is only compared with itself.
 type beat struct {
-	mark string
+	mark mark
 	at   time.Time
 }
+
+// mark is when a node says that it renewed its Lease and reported its status,
+// in microseconds of its clock; zero if it did not.
+type mark struct{ renewed, reported int64 }
 
 // heartbeat returns when the last sign of life of a node that the failure
 // detector does not know was seen here: a renewal of its Lease, or a status
 // that its agent wrote. It is the zero time for a node that was said to be lost
 // before this leader came and has given none since. c.mu is held.
 func (c *Controller) heartbeat(n *corev1.Node, now time.Time) time.Time {
-	var mark string
+	var m mark
 	if lease, err := c.lease.Leases(corev1.NamespaceNodeLease).Get(n.Name); err == nil && lease.Spec.RenewTime != nil {
-		mark = lease.Spec.RenewTime.UTC().Format(time.RFC3339Nano)
+		m.renewed = lease.Spec.RenewTime.UnixMicro()
 	}
 	ready := condition(n, corev1.NodeReady)
 	if ready != nil && ready.Reason != reasonNever { // that one a leader wrote
-		mark += "|" + ready.LastHeartbeatTime.UTC().Format(time.RFC3339)
+		m.reported = ready.LastHeartbeatTime.UnixMicro()
 	}
 	b, seen := c.beats[n.Name]
 	switch {
-	case seen && b.mark == mark:
+	case seen && b.mark == m:
 		return b.at
 	case !seen && ready != nil && ready.Status == corev1.ConditionUnknown:
-		b = beat{mark: mark}
+		b = beat{mark: m}
 	default:
-		b = beat{mark: mark, at: now}
+		b = beat{mark: m, at: now}
 	}
 	c.beats[n.Name] = b
 	return b.at
