@@ -149,6 +149,8 @@ func (l *loop) nodeChanged(old, cur *v1.Node) {
 	ev, matters := nodeChange(old, cur)
 	if matters {
 		l.snapshot.SetNode(cur)
+	} else {
+		l.snapshot.KeepNode(cur)
 	}
 	if old != nil && ev != 0 {
 		l.turns++

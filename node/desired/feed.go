@@ -62,6 +62,7 @@ func (t *table) put(o object) bool {
 	if same(t.items[k], o) {
 		return false
 	}
+	t.s.strip(o) // a reflector does that with a streamed first list only
 	t.items[k] = o
 	t.s.changed(t.kind, k)
 	return true
@@ -165,16 +166,21 @@ func (t single) Replace(vs []any, _ string) error {
 	return nil
 }
 
-// Transformer drops what nobody on a node reads.
+// Transformer drops what nobody on a node reads, while a first list is collected.
 func (t *table) Transformer() cache.TransformFunc {
 	return func(v any) (any, error) {
 		if o, ok := v.(object); ok {
-			o.SetManagedFields(nil)
-		}
-		if n, ok := v.(*corev1.Node); ok {
-			t.s.slim(n)
+			t.s.strip(o)
 		}
 		return v, nil
+	}
+}
+
+// strip drops it from an object that is the store's alone.
+func (s *Store) strip(o object) {
+	o.SetManagedFields(nil)
+	if n, ok := o.(*corev1.Node); ok {
+		s.slim(n)
 	}
 }
 

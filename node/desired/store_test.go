@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	authv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -364,4 +366,43 @@ func TestFollow(t *testing.T) {
 	}
 	must(s.nodes.Replace([]any{node("c", "5")}, "5"))
 	taken("a", "c")
+}
+
+// Of other nodes it holds what somebody here reads, whether they came with the first list or later: there may be thousands.
+func TestOtherNodesAreSlim(t *testing.T) {
+	s := mustOpen(t, filepath.Join(t.TempDir(), "desired.db"))
+	s.self = "me"
+	full := func(name string) *corev1.Node {
+		room := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("4")}
+		return &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: name, ResourceVersion: "1", Annotations: map[string]string{"a": "b"}, Labels: map[string]string{"zone": "z"}, ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "m"}}},
+			Spec:       corev1.NodeSpec{PodCIDR: "10.0.1.0/24", PodCIDRs: []string{"10.0.1.0/24"}},
+			Status: corev1.NodeStatus{Capacity: room, Allocatable: room, Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady}},
+				Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}}},
+		}
+	}
+	if err := s.nodes.Replace([]any{full("first")}, "1"); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"later", "me"} {
+		if err := s.nodes.Add(full(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, n := range s.Nodes() {
+		if n.ManagedFields != nil {
+			t.Errorf("%s has managed fields", n.Name)
+		}
+		if n.Name == "me" {
+			if n.Status.Allocatable == nil || n.Annotations == nil {
+				t.Error("its own node lacks what the agent reads")
+			}
+			continue
+		}
+		want := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, ResourceVersion: "1", Labels: map[string]string{"zone": "z"}},
+			Spec: corev1.NodeSpec{PodCIDR: "10.0.1.0/24"}, Status: corev1.NodeStatus{Addresses: full("").Status.Addresses}}
+		if !reflect.DeepEqual(n, want) {
+			t.Errorf("%s is held as\n%+v, want\n%+v", n.Name, n, want)
+		}
+	}
 }

@@ -135,6 +135,14 @@ func (s *Snapshot) SetNode(obj *v1.Node) {
 	s.setImages(n, obj.Status.Images)
 }
 
+// KeepNode takes the newest version of a node that differs in nothing that
+// decisions read, so that no older one is held beside it.
+func (s *Snapshot) KeepNode(obj *v1.Node) {
+	if n := s.nodes[obj.Name]; n != nil && n.obj != nil {
+		n.obj = obj
+	}
+}
+
 // RemoveNode takes a node out of the choice. Its pods stay known until they
 // are removed themselves, because their events come by another watch.
 func (s *Snapshot) RemoveNode(name string) {
