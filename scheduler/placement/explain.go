@@ -70,14 +70,15 @@ func (s *Snapshot) Report(req Request) ([]NodeReport, error) {
 			out[i].Scores, out[i].Total = scoresOf(first[i].Scores)
 		}
 	}
-	// A node is refused by the first filter that does. The filters that refused
-	// anybody are left out, and all are asked again, until nobody refuses any more.
+	// A node is refused by the first filter that does. The first of those that
+	// refused anybody is left out, and all are asked again, until none is left; not
+	// all of them at once, or a node that an early one refused would not be asked
+	// about those that only other nodes have named so far.
 	off := maps.Clone(rules.Off)
 	if off == nil {
 		off = map[Filter]bool{}
 	}
 	for round := first; ; {
-		more := false
 		for i := range round {
 			f := round[i].Filter
 			if f == TaintToleration && cordonedOnly(req.Pod, s.nodes[out[i].Node]) {
@@ -87,16 +88,14 @@ func (s *Snapshot) Report(req Request) ([]NodeReport, error) {
 				continue
 			}
 			out[i].Refusals = append(out[i].Refusals, s.filterReport(req.Pod, s.nodes[out[i].Node], f, round[i].Reasons))
-			more = true
 		}
-		if !more {
+		next := slices.IndexFunc(Filters(), func(f Filter) bool {
+			return !off[f] && slices.ContainsFunc(round, func(e Explanation) bool { return e.Filter == f })
+		})
+		if next < 0 {
 			break
 		}
-		for i := range round {
-			if round[i].Filter != "" {
-				off[round[i].Filter] = true
-			}
-		}
+		off[Filters()[next]] = true
 		relaxed := *rules
 		relaxed.Off = maps.Clone(off)
 		again := req

@@ -41,6 +41,7 @@ func TestReport(t *testing.T) {
 		"fits": {mkPod("p", "100m", "1Gi"), map[string]string{
 			"a": "", "b": "NodeUnschedulable: node(s) were unschedulable (it is cordoned) -> kubectl uncordon b | TaintToleration: node(s) had untolerated taint(s) (taint special:NoSchedule) -> a toleration for special:NoSchedule; or kubectl taint node b special:NoSchedule-", "c": ""}},
 		"short of everything": {mkPod("p", "3", "8Gi"), map[string]string{
+			"b": "NodeUnschedulable: node(s) were unschedulable (it is cordoned) -> kubectl uncordon b | TaintToleration: node(s) had untolerated taint(s) (taint special:NoSchedule) -> a toleration for special:NoSchedule; or kubectl taint node b special:NoSchedule- | NodeResourcesFit: Insufficient cpu, Insufficient memory (cpu: wants 3, 2 of 2 free; memory: wants 8Gi, 4Gi of 4Gi free) -> a request of at most 2 of cpu (the whole node has 2); and a request of at most 4Gi of memory (the whole node has 4Gi)",
 			"a": "NodeResourcesFit: Insufficient cpu, Insufficient memory (cpu: wants 3, 500m of 2 free; memory: wants 8Gi, 3Gi of 4Gi free) -> a request of at most 500m of cpu (the whole node has 2); and a request of at most 3Gi of memory (the whole node has 4Gi)"}},
 		"room by eviction": {mkPod("p", "1", "1Gi", withPriority(10), selects(v1.LabelHostname, "a")), map[string]string{
 			"a": "NodeResourcesFit: Insufficient cpu (cpu: wants 1, 500m of 2 free) -> 500m more of cpu free, or a request of at most 500m | evict default/old",

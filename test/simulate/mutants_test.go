@@ -159,7 +159,7 @@ func TestSimulationCanFail(t *testing.T) {
 		{"a leader that is deaf", fault{config: func(cfg *scheduler.Config) {
 			cfg.Controllers = append(scheduler.Controllers(), func(d controller.Deps, _ scheduler.Config) controller.Controller { return deaf{d} })
 		}}, "told to stop", false, "leader is deposed"},
-		{"no garbage collection", fault{config: without("garbage")}, "owners are gone", true, ""},
+		{"no garbage collection", fault{config: without("garbage")}, "is being deleted, with finalizers [foregroundDeletion]", true, ""},
 		{"no endpoint slices", fault{config: without("endpointslice")}, "leads to", true, ""},
 		{"writes while nothing changes", fault{config: func(cfg *scheduler.Config) {
 			cfg.Controllers = append(scheduler.Controllers(), func(d controller.Deps, _ scheduler.Config) controller.Controller { return busy{d} })
