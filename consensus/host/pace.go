@@ -37,6 +37,9 @@ type Pace struct {
 	// else do little but mark that. Defaults none, 96 MiB.
 	More      func() uint64
 	BurstRate uint64
+	// Crowd, if set, tells that much is read at once that nobody waits for: then there is
+	// LeastRoom. Default: never.
+	Crowd func() bool
 	// BurstPercent of what is in use may be allocated between two collections, but no more
 	// than BurstMost bytes, for BurstFor after each call of Burst, if that is more than the
 	// above. Defaults 100, 64 MiB, 2 s.
@@ -108,6 +111,9 @@ func (p Pace) next(now int, age time.Duration, rate float64, live uint64, burst 
 	room := min(p.MostRoom, max(p.LeastRoom, p.BusyHeap-min(live, p.BusyHeap)))
 	if p.More != nil && rate >= float64(p.BurstRate) {
 		room += p.More()
+	}
+	if p.Crowd != nil && p.Crowd() {
+		room = p.LeastRoom
 	}
 	if burst {
 		room = max(room, min(live*uint64(p.BurstPercent)/100, p.BurstMost))

@@ -48,6 +48,22 @@ func TestPace(t *testing.T) {
 	}
 }
 
+// While a crowd reads, there is the least room; what a user waits for has its own all the same.
+func TestPaceInACrowd(t *testing.T) {
+	crowd := false
+	p := Pace{Percent: 25, BusyHeap: 144 << 20, LeastRoom: 32 << 20, MostRoom: 96 << 20, BurstPercent: 200, BurstMost: 256 << 20, More: func() uint64 { return 64 << 20 }, Crowd: func() bool { return crowd }}
+	p.setDefaults()
+	for _, c := range []struct {
+		crowd, burst bool
+		want         int
+	}{{false, false, 225}, {true, false, 50}, {true, true, 200}} {
+		crowd = c.crowd
+		if got := p.next(25, time.Minute, 200<<20, 64<<20, c.burst); got != c.want {
+			t.Errorf("crowd %v, burst %v: %d %%, want %d", c.crowd, c.burst, got, c.want)
+		}
+	}
+}
+
 // The pacer takes the rate from what was allocated between two collections.
 func TestPacerMeasuresTheRate(t *testing.T) {
 	start := time.Unix(1e9, 0)

@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"skein.io/skein/consensus/host"
+	"skein.io/skein/node/api/store/fanout"
 	"skein.io/skein/scheduler"
 )
 
@@ -37,6 +38,9 @@ const (
 	burstMost    = 256 << 20
 	burstPart    = 32
 	burstOf      = 32
+	// crowd is how many first lists of watches are streamed at once when memory counts more than processor time: clients that all come back, after a
+	// change of the leader or a restart, wait for each other anyway.
+	crowd = 8
 	// calmAfter a load its memory is given back.
 	calmAfter = 10 * time.Second
 	// trimAfter is when start-up is over and what only it used can be given back.
@@ -56,7 +60,8 @@ func tuneRuntime(stateDir string) error {
 	}
 	return host.Tune(host.Pace{Percent: gcPercent, StartPercent: start, BusyHeap: busyHeap, LeastRoom: leastRoom, MostRoom: mostRoom, CalmAfter: calmAfter,
 		BurstPercent: burstPercent, BurstMost: burstRoom(),
-		More: func() uint64 { return clusterSize.Load() * roomPerNode }})
+		More:  func() uint64 { return clusterSize.Load() * roomPerNode },
+		Crowd: func() bool { return fanout.Walking() >= crowd }})
 }
 
 // burstRoom is what may be allocated between two collections in a burst, in bytes.

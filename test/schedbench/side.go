@@ -34,8 +34,19 @@ type side struct {
 	*peers.Subject
 	k     *kubernetes.Clientset
 	nodes atomic.Int64 // made by hand
-	stop  func()
+	// leases are those of the nodes, the longest not renewed first.
+	leases chan renewed
+	stop   func()
 }
+
+// renewed is when a node's Lease was.
+type renewed struct {
+	node int
+	at   time.Time
+}
+
+// maxNodes bounds what is made.
+const maxNodes = 1 << 16
 
 func newSide(ctx context.Context, s *peers.Subject) (*side, error) {
 	k, err := s.Client(protobuf)
@@ -43,7 +54,7 @@ func newSide(ctx context.Context, s *peers.Subject) (*side, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	d := &side{Subject: s, k: k}
+	d := &side{Subject: s, k: k, leases: make(chan renewed, maxNodes)}
 	var wg sync.WaitGroup
 	if s.StartScheduler == nil { // nobody looks at Leases at the peer, which has that much less to do
 		wg.Go(func() { d.renew(ctx) })
@@ -105,7 +116,7 @@ func (d *side) prepare(ctx context.Context) error {
 func (d *side) grow(ctx context.Context, n int) error {
 	from := int(d.nodes.Load())
 	err := each(n-from, func(i int) error {
-		defer d.nodes.Add(1) // from now on its Lease, or that of one made beside it, is renewed
+		defer d.nodes.Add(1)
 		o := node(from + i)
 		_, err := d.k.CoreV1().Nodes().Create(ctx, o, metav1.CreateOptions{})
 		switch {
@@ -137,6 +148,7 @@ func (d *side) grow(ctx context.Context, n int) error {
 
 func (d *side) lease(ctx context.Context, i int, first bool) error {
 	now := metav1.NowMicro()
+	defer func() { d.leases <- renewed{i, now.Time} }()
 	name := nodeName(i)
 	if first {
 		_, err := d.k.CoordinationV1().Leases(corev1.NamespaceNodeLease).Create(ctx, &coordinationv1.Lease{
@@ -148,35 +160,29 @@ func (d *side) lease(ctx context.Context, i int, first bool) error {
 	return err
 }
 
-// renew keeps the nodes alive, evenly over the time, as their agents would: of 5,000 nodes one every 7 ms. A hundred at once would be a burst that
+// renew keeps the nodes alive, each in its own time, as their agents would: of 5,000 nodes one every 7 ms. A hundred at once would be a burst that
 // pods wait for, and that no cluster has.
 func (d *side) renew(ctx context.Context) {
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	slots := make(chan struct{}, clients)
-	owed, last := 0.0, time.Now()
-	for next := 0; ; {
+	for {
+		var r renewed
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case r = <-d.leases:
 		}
-		n := int(d.nodes.Load())
-		owed += float64(n) * time.Since(last).Seconds() / renewal.Seconds()
-		for last = time.Now(); owed >= 1; owed-- {
-			i := next % n
-			next++
-			slots <- struct{}{}
-			wg.Go(func() {
-				defer func() { <-slots }()
-				// One that is not found is still being made.
-				if err := d.lease(ctx, i, false); err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
-					say("%s: renew a lease: %v", d.Name, err)
-				}
-			})
+		if pause(ctx, time.Until(r.at.Add(renewal))) != nil {
+			return
 		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if err := d.lease(ctx, r.node, false); err != nil && ctx.Err() == nil {
+				say("%s: renew a lease: %v", d.Name, err)
+			}
+		})
 	}
 }
 

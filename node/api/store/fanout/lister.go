@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"weak"
 
@@ -35,16 +36,26 @@ type Walks chan struct{}
 // NewWalks allows n.
 func NewWalks(n int) Walks { return make(Walks, n) }
 
+// walking counts those of all Walks.
+var walking atomic.Int64
+
+// Walking is how many first lists read in this process at the moment, which has one heap for all of them.
+func Walking() int { return int(walking.Load()) }
+
 func (w Walks) take(ctx context.Context) error {
 	select {
 	case w <- struct{}{}:
+		walking.Add(1)
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-func (w Walks) give() { <-w }
+func (w Walks) give() {
+	walking.Add(-1)
+	<-w
+}
 
 // lister reads first lists, and shares what it reads.
 type lister struct {
