@@ -67,7 +67,7 @@ func (b *comparison) all(ctx context.Context) error {
 		name string
 		do   func(context.Context) error
 	}{{"idle", b.idle}, {"fill", b.fill}, {"requests", b.requests}, {"watches", b.watches}, {"informers", b.informers}, {"held", b.held}, {"start", b.restarts}} {
-		if part.name != "fill" && !b.wants(part.name) {
+		if part.name != "fill" && !b.wants(part.name) && !(part.name == "watches" && b.wants("events")) {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "%s %s\n", time.Now().Format(time.TimeOnly), part.name)
@@ -175,7 +175,7 @@ func (b *comparison) fill(ctx context.Context) error {
 		return err
 	}
 	n := b.pods - b.made
-	if b.wants("watches") {
+	if b.wants("watches") || b.wants("events") {
 		n -= eventPods // so that what is measured with all pods is with so many
 	}
 	if n <= 0 { // few pods: what the watches make is enough
@@ -291,6 +291,9 @@ func (b *comparison) watches(ctx context.Context) error {
 		base := plain[i]
 		base.add(again[i])
 		b.r.cost("watch event", s, cost{n: few * n, cpu: max(0, all[i]-time.Duration(base.each()*n)*time.Microsecond)})
+	}
+	if !b.wants("watches") {
+		return nil
 	}
 	return b.byNode(ctx)
 }

@@ -95,7 +95,7 @@ func (f *Front) Run(ctx context.Context) error {
 
 func (f *Front) server() *http.Server {
 	return &http.Server{
-		Handler:           http.HandlerFunc(f.serveHTTP),
+		Handler: http.HandlerFunc(f.serveHTTP), ConnContext: connContext,
 		ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 1 << 20,
 		ErrorLog: slog.NewLogLogger(f.cfg.Logger.Handler(), slog.LevelDebug), // clients that break off
 		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReadFrameSize: streamBuffer,
@@ -250,7 +250,7 @@ func (f *Front) decide(ctx context.Context, c *conn) {
 	if !forwarded && f.elsewhere(ctx, c) {
 		return
 	}
-	if !f.local.give(c) {
+	if !f.local.give(newGatherer(c)) {
 		c.Close()
 	}
 }

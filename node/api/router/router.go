@@ -190,7 +190,7 @@ func (rt *Router) read(e *endpoint, info *apirequest.RequestInfo) http.HandlerFu
 	if info.Verb == "list" {
 		return compressed(e.raw(list))
 	}
-	return list
+	return batched(list)
 }
 
 // oldWatch tells a path of the form that watches had before there was ?watch: /api/v1/watch/pods.
