@@ -295,7 +295,8 @@ func (b volumeBinding) write(ctx context.Context, l *loop) (placement.VolumeBind
 	written := placement.VolumeBindings{Node: b.bindings.Node}
 	for _, s := range b.bindings.Static {
 		if s.Changed {
-			volume, err := l.client.CoreV1().PersistentVolumes().Update(ctx, s.Volume, metav1.UpdateOptions{})
+			// A copy, here and below: encoding writes the kind into the object, which the snapshot holds as well.
+			volume, err := l.client.CoreV1().PersistentVolumes().Update(ctx, s.Volume.DeepCopy(), metav1.UpdateOptions{})
 			if err != nil {
 				return written, fmt.Errorf("bind persistentvolume %q to claim %s/%s: %w", s.Volume.Name, s.Claim.Namespace, s.Claim.Name, err)
 			}
@@ -304,7 +305,7 @@ func (b volumeBinding) write(ctx context.Context, l *loop) (placement.VolumeBind
 		written.Static = append(written.Static, s)
 	}
 	for _, claim := range b.bindings.Provision {
-		claim, err := l.client.CoreV1().PersistentVolumeClaims(claim.Namespace).Update(ctx, claim, metav1.UpdateOptions{})
+		claim, err := l.client.CoreV1().PersistentVolumeClaims(claim.Namespace).Update(ctx, claim.DeepCopy(), metav1.UpdateOptions{})
 		if err != nil {
 			return written, fmt.Errorf("ask for a volume: %w", err)
 		}

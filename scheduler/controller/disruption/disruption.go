@@ -314,13 +314,10 @@ func (c *budgets) clear(ctx context.Context, it item) error {
 		c.queue.AddAfter(it, wait)
 		return nil
 	}
-	upd := pod.DeepCopy()
-	for i := range upd.Status.Conditions {
-		if cond := &upd.Status.Conditions[i]; cond.Type == corev1.DisruptionTarget {
-			*cond = corev1.PodCondition{Type: cond.Type, Status: corev1.ConditionFalse, LastTransitionTime: metav1.NewTime(c.Clock.Now()), ObservedGeneration: cond.ObservedGeneration}
-		}
-	}
-	if _, err := c.Client.CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, upd, metav1.UpdateOptions{}); err != nil && !apierrors.IsNotFound(err) {
+	// A patch: the view's pod is not whole. The version makes the API refuse it if the deletion came after all.
+	patch := fmt.Appendf(nil, `{"metadata":{"uid":%q,"resourceVersion":%q},"status":{"conditions":[{"type":%q,"status":"False","reason":null,"message":null,"lastTransitionTime":%q}]}}`,
+		pod.UID, pod.ResourceVersion, corev1.DisruptionTarget, c.Clock.Now().UTC().Format(time.RFC3339))
+	if _, err := c.Client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("pod %s/%s: clear DisruptionTarget: %w", pod.Namespace, pod.Name, err)
 	}
 	return nil

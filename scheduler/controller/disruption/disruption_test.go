@@ -110,6 +110,7 @@ func TestLife(t *testing.T) {
 		check("all healthy", 1)
 		p := pod(1, false)
 		p.ResourceVersion = ""
+		p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "c", ContainerID: "containerd://1", ImageID: "sha256:2"}}
 		p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: "Test", LastTransitionTime: metav1.Now()})
 		if _, err := client.CoreV1().Pods("ns").UpdateStatus(t.Context(), p, metav1.UpdateOptions{}); err != nil {
 			t.Fatal(err)
@@ -119,6 +120,8 @@ func TestLife(t *testing.T) {
 		synctest.Wait()
 		if p, err := client.CoreV1().Pods("ns").Get(t.Context(), "p1", metav1.GetOptions{}); err != nil || disrupted(p) {
 			t.Errorf("the stale announcement stays: %+v, %v", p.Status.Conditions, err)
+		} else if s := p.Status.ContainerStatuses; len(s) != 1 || s[0].ContainerID == "" || s[0].ImageID == "" {
+			t.Errorf("what the view does not hold of the pod was lost: %+v", s)
 		}
 		before := len(client.Actions())
 		time.Sleep(time.Hour)
