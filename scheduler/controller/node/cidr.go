@@ -163,5 +163,7 @@ func (c *Controller) ensureCIDR(ctx context.Context, n *corev1.Node) (*corev1.No
 		return n, fmt.Errorf("give node %s the pod network %s: %w", n.Name, p, err)
 	}
 	c.log.Info("pod network given", "node", n.Name, "podCIDR", p)
+	// Upstream says so at every start of its controller; this happens once in the life of a node.
+	c.events.Eventf(nodeRef(n), corev1.EventTypeNormal, "RegisteredNode", "Node %s event: Registered Node %s in Controller", n.Name, n.Name)
 	return patched, nil
 }

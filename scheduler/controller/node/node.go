@@ -145,7 +145,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		Queue:   c.queue,
 		Workers: c.set.Workers,
 		Watches: []controller.Watch{
-			controller.On(c.nodes, func(old, cur *corev1.Node) { c.touch(nameOf(old, cur)) }),
+			controller.On(c.nodes, c.nodeChanged),
 			controller.On(c.pods, c.podChanged),
 		},
 		Ready:      []cache.InformerSynced{c.leases.HasSynced},
@@ -160,6 +160,13 @@ func nameOf(old, cur *corev1.Node) string {
 		return cur.Name
 	}
 	return old.Name
+}
+
+func (c *Controller) nodeChanged(old, cur *corev1.Node) {
+	c.touch(nameOf(old, cur))
+	if cur == nil {
+		c.events.Eventf(nodeRef(old), corev1.EventTypeNormal, "RemovingNode", "Node %s event: Removing Node %s from Controller", old.Name, old.Name)
+	}
 }
 
 // touch asks for a node to be judged anew and then worked on.

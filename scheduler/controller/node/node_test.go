@@ -355,6 +355,13 @@ func TestPodNetworksAreGivenOnceAndReturned(t *testing.T) {
 		if len(seen) != 16 {
 			t.Errorf("%d networks for 16 nodes: that of the deleted one was not given again", len(seen))
 		}
+		told := map[string]int{}
+		for _, e := range controllertest.Events(w.events) {
+			told[e]++
+		}
+		if told["Normal RegisteredNode Node xa event: Registered Node xa in Controller"] != 1 || told["Normal RemovingNode Node b event: Removing Node b from Controller"] != 1 || len(told) != 17 {
+			t.Errorf("events %v", told)
+		}
 	})
 }
 
