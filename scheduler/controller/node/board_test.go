@@ -55,6 +55,20 @@ func TestBoardShowsAndCountsTheBrake(t *testing.T) {
 	})
 }
 
+// The first node of a cluster is all of its zone, and not ready yet: that is no brake.
+func TestAYoungClusterIsNotBraked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		board := &Board{}
+		w := startSet(t, Settings{Board: board}, nil, newNode("a", func(n *corev1.Node) { n.Status.Conditions[0].Status = corev1.ConditionFalse }))
+		settle(time.Second)
+		w.ready("a")
+		settle(time.Second)
+		if got := board.Zones(); len(got) != 1 || got[0].Brakes != 0 || got[0].Pace != (Pace{}) {
+			t.Errorf("%+v", got)
+		}
+	})
+}
+
 // Whoever has no Lease and gives no sign of life is lost, as upstream; it is
 // never deleted, its conditions say why, and a new leader does not begin to hope.
 func TestSilentNodeByHand(t *testing.T) {

@@ -167,14 +167,14 @@ func (c *Controller) settle(wake map[string]bool) {
 		count, pace := c.census[zone], c.brake.pace(zone)
 		c.log.Warn("pace of evictions changed", "zone", zoneName(zone), "pace", pace.String(),
 			"ready", count.Ready, "notReady", count.NotReady)
-		evicts := false // nodes that are new, and not ready yet, have nothing to hold
+		held := false // nodes that are new, and not ready yet, have no pods that the brake could keep
 		for name, j := range c.judged {
 			if j.zone == zone {
 				wake[name] = true
-				evicts = evicts || j.evicts()
+				held = held || j.evicts() && pace != (Pace{}) && c.holdsPods(name)
 			}
 		}
-		if evicts && pace != (Pace{}) {
+		if held {
 			c.set.Board.braked(zone)
 		}
 	}
@@ -183,6 +183,11 @@ func (c *Controller) settle(wake map[string]bool) {
 			c.queue.Add(name)
 		}
 	}
+}
+
+func (c *Controller) holdsPods(name string) bool {
+	pods, err := c.podsOn(name)
+	return err == nil && len(pods) > 0
 }
 
 // beat is a sign of life as the node wrote it, and when it was first seen
