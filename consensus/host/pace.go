@@ -42,7 +42,8 @@ type Pace struct {
 	Crowd func() bool
 	// BurstPercent of what is in use may be allocated between two collections, but no more
 	// than BurstMost bytes, for BurstFor after each call of Burst, if that is more than the
-	// above. Defaults 100, 64 MiB, 2 s.
+	// above. What is garbage when it begins does not count, but for the bound. Defaults 100,
+	// 64 MiB, 2 s.
 	BurstPercent int
 	BurstMost    uint64
 	BurstFor     time.Duration
@@ -149,7 +150,11 @@ var paced atomic.Pointer[pacer]
 // and again meanwhile. It costs next to nothing.
 func Burst() {
 	if p := paced.Load(); p != nil {
-		p.hurry(time.Now(), func() uint64 { live, _ := heap(); return live })
+		p.hurry(time.Now(), func() (live, used uint64) {
+			s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}}
+			metrics.Read(s)
+			return s[0].Value.Uint64(), s[1].Value.Uint64()
+		})
 	}
 }
 
@@ -194,15 +199,18 @@ func (p *pacer) collected(at time.Time, live, allocated uint64) {
 }
 
 // hurry begins a burst at once, or has it last longer. The collection before it was one of
-// a calm process, and the next is near.
-func (p *pacer) hurry(at time.Time, live func() uint64) {
+// a calm process, and the next may be near: what is garbage already takes no room from it.
+func (p *pacer) hurry(at time.Time, heap func() (live, used uint64)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	goesOn := at.Before(p.burst)
 	if p.burst = at.Add(p.BurstFor); goesOn || at.Sub(p.started) < p.StartFor {
 		return
 	}
-	if want := p.next(p.now, at.Sub(p.started), 0, live(), true); want > p.now {
+	live, used := heap()
+	want := p.next(p.now, at.Sub(p.started), 0, live, true)
+	room := min(live*uint64(want)/100+used-min(live, used), p.BurstMost)
+	if want = max(want, int(min(room*100/max(live, 1), math.MaxInt32))); want > p.now {
 		p.set(want)
 		p.later()
 	}

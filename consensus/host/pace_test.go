@@ -125,7 +125,9 @@ func TestPaceWhenTold(t *testing.T) {
 	p.setDefaults()
 	defer p.set(100) // Go's default
 	at := start.Add(time.Second)
-	live := func(mib uint64) func() uint64 { return func() uint64 { return mib << 20 } }
+	live := func(mib uint64) func() (uint64, uint64) {
+		return func() (uint64, uint64) { return mib << 20, mib << 20 }
+	}
 	if p.hurry(at, live(32)); p.now != 25 {
 		t.Errorf("while it starts: %d %%", p.now)
 	}
@@ -136,7 +138,7 @@ func TestPaceWhenTold(t *testing.T) {
 	if p.calm == nil {
 		t.Error("memory is not given back after the burst")
 	}
-	p.hurry(at.Add(time.Second), func() uint64 { t.Error("a burst that goes on is looked at"); return 0 })
+	p.hurry(at.Add(time.Second), func() (uint64, uint64) { t.Error("a burst that goes on is looked at"); return 0, 0 })
 	p.collected(at.Add(2*time.Second), 128<<20, 1<<30)
 	if p.now != 100 {
 		t.Errorf("with much in use: %d %%, want 100: no more than the bound", p.now)
@@ -148,4 +150,13 @@ func TestPaceWhenTold(t *testing.T) {
 	if !p.calm.Stop() {
 		t.Error("memory is not given back after the burst")
 	}
+	at = at.Add(time.Hour)
+	if p.hurry(at, func() (uint64, uint64) { return 32 << 20, 48 << 20 }); p.now != 250 {
+		t.Errorf("with 16 MiB of garbage at the beginning: %d %%, want 250", p.now)
+	}
+	p.set(25)
+	if p.hurry(at.Add(time.Minute), func() (uint64, uint64) { return 64 << 20, 128 << 20 }); p.now != 200 {
+		t.Errorf("with as much garbage: %d %%, want 200: no more than the bound", p.now)
+	}
+	p.calm.Stop()
 }

@@ -15,9 +15,9 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 )
 
-// writesAtOnce is how many writes of a batch are under way at once. Their reads share a round of the store, their writes an entry of its
-// log (which holds up to 256).
-const writesAtOnce = 128
+// writesAtOnce is how many writes of a batch are under way at once. They share an entry of the store's log (which holds up to 256) with those of other
+// batches. Each needs a goroutine, whose stack grows with its first write.
+const writesAtOnce = 64
 
 // leaderWrites carries out what the leader writes by the thousand (bindings, events) as the API does, without a request for each: the same
 // admission with the same webhooks and policies, the same validation, the same storage. What a request has besides - authentication and
@@ -51,6 +51,9 @@ func (d *leaderWrites) each(ctx context.Context, n int, do func(ctx context.Cont
 	if d.decorate != nil {
 		ctx = d.decorate(ctx)
 	}
+	ctx, cancel := context.WithCancel(apirequest.WithUser(ctx, d.user))
+	defer cancel()
+	defer context.AfterFunc(d.server.requests, cancel)()
 	next := make(chan int)
 	var wg sync.WaitGroup
 	for range min(writesAtOnce, n) {
@@ -70,10 +73,9 @@ func (d *leaderWrites) each(ctx context.Context, n int, do func(ctx context.Cont
 // enter bounds a write as a request is bounded, and makes it one of the core group's.
 func (d *leaderWrites) enter(ctx context.Context, namespace, name, resource, subresource string) (context.Context, func()) {
 	ctx, cancel := context.WithTimeout(ctx, d.server.build.generic.RequestTimeout)
-	stop := context.AfterFunc(d.server.requests, cancel)
 	ctx = apirequest.WithRequestInfo(ctx, &apirequest.RequestInfo{IsResourceRequest: true, Verb: "create", APIPrefix: "api",
 		APIVersion: corev1.SchemeGroupVersion.Version, Namespace: namespace, Name: name, Resource: resource, Subresource: subresource})
-	return apirequest.WithUser(apirequest.WithNamespace(ctx, namespace), d.user), func() { stop(); cancel() }
+	return apirequest.WithNamespace(ctx, namespace), cancel
 }
 
 // creation lets admission change an object that is to be created, and tells who validates it.
