@@ -197,6 +197,43 @@ func TestTurnsInCompany(t *testing.T) {
 	})
 }
 
+// A list makes room for others while its user has more of them in line, in company; nobody else's does, and nothing else.
+func TestListsRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turn := newTurns(everybody{})
+		turn.alone, turn.shared = [kindCount]int{1, 1, 1}, [kindCount]int{1, 1, 1}
+		hold := make(chan struct{})
+		ask := func(name, verb string) *verdict {
+			v := &verdict{}
+			go turn.Handle(context.WithValue(t.Context(), verdictKey{}, v), digest(name, verb), nil, nil, nil, func() { <-hold })
+			synctest.Wait()
+			return v
+		}
+		rests := func(what string, v *verdict, worked, want time.Duration) {
+			t.Helper()
+			began := time.Now()
+			v.Rest(worked)
+			if took := time.Since(began); took != want {
+				t.Errorf("%s: a rest of %s, want %s", what, took, want)
+			}
+		}
+		const worked = 2 * time.Millisecond
+		list, read := ask("bad", "list"), ask("bad", "get")
+		ask("bad", "get")
+		rests("alone", list, worked, 0)
+		other := ask("good", "list")
+		rests("without others in line", list, worked, 0)
+		ask("bad", "list")
+		rests("in line and in company", list, worked, worked)
+		rests("after long work", list, time.Second, maxRest)
+		rests("the other", other, worked, 0)
+		rests("a read", read, worked, 0)
+		close(hold)
+		time.Sleep(maxTurn) // the next list begins as much later as the first one took
+		rests("later", list, worked, 0)
+	})
+}
+
 // Failures from one address are slowed down, others' and successes are not.
 func TestStrangersAreSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -2,12 +2,15 @@ package router
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 
 	"github.com/klauspost/compress/gzip"
 	"k8s.io/apiserver/pkg/features"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
+
+	"skein.io/skein/node/api/internal/pause"
 )
 
 // Upstream compresses large answers with the standard library. Here another library does it, in the same cases (see deferredResponseWriter in
@@ -18,6 +21,8 @@ const (
 	compressFrom = 128 << 10
 	// firstOfStream is how long the first write is at most of those who write an answer in parts; upstream's. Others have said all with their first.
 	firstOfStream = 4
+	// pauseEvery is after how much that has been compressed others may need the processor, in bytes.
+	pauseEvery = 64 << 10
 )
 
 var gzips = sync.Pool{New: func() any {
@@ -38,7 +43,7 @@ func compressed(next http.HandlerFunc) http.HandlerFunc {
 		r = r.WithContext(r.Context())
 		r.Header = r.Header.Clone()
 		r.Header.Del("Accept-Encoding")
-		z := &zipWriter{ResponseWriter: w}
+		z := &zipWriter{ResponseWriter: w, work: pause.Begin(r.Context())}
 		next(z, r)
 		z.end()
 	}
@@ -60,6 +65,7 @@ type zipWriter struct {
 	held  []byte
 	begun bool
 	zip   *gzip.Writer // nil: not compressed
+	work  *pause.Work
 }
 
 // WriteHeader implements http.ResponseWriter.
@@ -108,9 +114,16 @@ func (w *zipWriter) begin(compress bool) {
 	}
 }
 
-func (w *zipWriter) pass(b []byte) (int, error) {
+func (w *zipWriter) pass(b []byte) (n int, err error) {
 	if w.zip != nil {
-		return w.zip.Write(b)
+		for c := range slices.Chunk(b, pauseEvery) {
+			if m, err := w.zip.Write(c); err != nil {
+				return n + m, err
+			}
+			n += len(c)
+			w.work.Pause()
+		}
+		return n, nil
 	}
 	return w.ResponseWriter.Write(b)
 }

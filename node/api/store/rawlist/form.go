@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"skein.io/skein/node/api/internal/pause"
 	"skein.io/skein/node/api/store/transcode"
 )
 
@@ -42,6 +43,7 @@ type form struct {
 	id       uint64 // goes into what is remembered
 	typeMeta []byte // of the objects as they are stored
 	scratch  []byte // for the object that is being written
+	work     *pause.Work
 }
 
 func (l *Lister) form(f Form) *form {
@@ -163,7 +165,7 @@ func (f *form) one(i item) ([]byte, error) {
 func (f *form) list(w io.Writer, m metav1.ListMeta, items []item) error {
 	kind := f.Kind
 	kind.Kind += "List"
-	out := &chunks{w: w, b: make([]byte, 0, chunk+chunk/4)}
+	out := &chunks{w: w, work: f.work, b: make([]byte, 0, chunk+chunk/4)}
 	if f.JSON {
 		return f.listJSON(out, kind, m, items)
 	}
@@ -225,8 +227,9 @@ func (f *form) listJSON(out *chunks, kind schema.GroupVersionKind, m metav1.List
 
 // chunks collects an answer into writes of a fair size.
 type chunks struct {
-	w io.Writer
-	b []byte
+	w    io.Writer
+	b    []byte
+	work *pause.Work
 }
 
 func (c *chunks) add(f *form, i item) error {
@@ -243,6 +246,7 @@ func (c *chunks) add(f *form, i item) error {
 func (c *chunks) flush() error {
 	_, err := c.w.Write(c.b)
 	c.b = c.b[:0]
+	c.work.Pause()
 	return err
 }
 

@@ -31,11 +31,15 @@ import (
 	"k8s.io/apiserver/pkg/storage"
 	"k8s.io/apiserver/pkg/storage/etcd3/metrics"
 	"k8s.io/apiserver/pkg/storage/value"
+
+	"skein.io/skein/node/api/internal/pause"
 )
 
 const (
 	// pageSize is how many objects are read at once for an unlimited list.
 	pageSize = 500
+	// pauseEvery is after how many of them others may need the processor.
+	pauseEvery = 100
 	// remembered bounds the shapes of which it is known whether they are stored as they are sent, twice.
 	remembered = 1 << 12
 	// compareEvery is how often an object of a known shape is compared all the same.
@@ -116,6 +120,7 @@ func (l *Lister) List(ctx context.Context, namespace string, o storage.ListOptio
 		return nil, false
 	}
 	a := l.form(f)
+	a.work = pause.Begin(ctx)
 	limit := o.Predicate.Limit
 	var last string
 	var items []item
@@ -127,6 +132,7 @@ func (l *Lister) List(ctx context.Context, namespace string, o storage.ListOptio
 		began := time.Now()
 		r, err := l.cfg.Client.Kubernetes.List(ctx, prefix, etcdclient.ListOptions{Revision: rev, Limit: page, Continue: from})
 		metrics.RecordEtcdRequest("list", l.cfg.Resource, err, began)
+		a.work.Pause()
 		if err != nil || !l.fresh(o, r.Revision) {
 			return nil, false
 		}
@@ -141,6 +147,9 @@ func (l *Lister) List(ctx context.Context, namespace string, o storage.ListOptio
 			}
 			items = append(items, i)
 			last = string(kv.Key)
+			if len(items)%pauseEvery == 0 {
+				a.work.Pause()
+			}
 		}
 		from = last + "\x00"
 		more := int64(len(r.Kvs)) < r.Count
