@@ -23,7 +23,7 @@ type Pace struct {
 	// StartPercent is in force while the process starts. Default: Percent.
 	StartPercent int
 	// StartFor is how long it starts. Its garbage does not count as load: between it lies
-	// what stays, and the pages that they share never become free. Default 20 s.
+	// what stays, and the pages that they share never become free. A burst ends it. Default 20 s.
 	StartFor time.Duration
 	// BusyRate of allocation, in bytes a second, is from where on a process counts as busy.
 	// An idle node is far below. Default 4 MiB.
@@ -104,7 +104,7 @@ func (p Pace) Validate() error {
 // changes are not worth stopping the world.
 func (p Pace) next(now int, age time.Duration, rate float64, live uint64, burst bool) int {
 	switch {
-	case age < p.StartFor:
+	case age < p.StartFor && !burst:
 		return p.StartPercent
 	case rate < float64(p.BusyRate) && !burst:
 		return p.Percent
@@ -204,7 +204,7 @@ func (p *pacer) hurry(at time.Time, heap func() (live, used uint64)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	goesOn := at.Before(p.burst)
-	if p.burst = at.Add(p.BurstFor); goesOn || at.Sub(p.started) < p.StartFor {
+	if p.burst = at.Add(p.BurstFor); goesOn {
 		return
 	}
 	live, used := heap()

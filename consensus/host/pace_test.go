@@ -128,9 +128,10 @@ func TestPaceWhenTold(t *testing.T) {
 	live := func(mib uint64) func() (uint64, uint64) {
 		return func() (uint64, uint64) { return mib << 20, mib << 20 }
 	}
-	if p.hurry(at, live(32)); p.now != 25 {
-		t.Errorf("while it starts: %d %%", p.now)
+	if p.hurry(at, live(32)); p.now != 200 {
+		t.Errorf("while it starts: %d %%, want 200", p.now)
 	}
+	p.set(25)
 	at = start.Add(time.Minute)
 	if p.hurry(at, live(32)); p.now != 200 {
 		t.Errorf("at the beginning of a burst: %d %%, want 200", p.now)
