@@ -32,7 +32,7 @@ func main() {
 	flag.StringVar(&c.only, "only", "", "only these parts: the workloads "+names()+", and api,latency,memory")
 	flag.IntVar(&c.small, "small", 500, "nodes of the first half of the run")
 	flag.IntVar(&c.large, "large", 5000, "nodes of the second half; 0: no second half")
-	flag.IntVar(&c.pods, "pods", 2000, "pods of a workload on the large number of nodes; half of them on the small one")
+	flag.IntVar(&c.pods, "pods", 2000, "pods of a workload")
 	flag.IntVar(&c.rounds, "rounds", 2, "turns of each side")
 	flag.IntVar(&c.crowd, "crowd", 30000, "pods for the measure of memory")
 	flag.BoolVar(&c.fast, "fast", false, "Skein alone on few nodes, and fail if it is slow")

@@ -118,9 +118,6 @@ func (r *run) all(ctx context.Context) error {
 // workloads measures each, the sides in turns.
 func (r *run) workloads(ctx context.Context, nodes int) error {
 	pods := r.pods
-	if nodes == r.small && r.large > 0 {
-		pods /= 2
-	}
 	for round := range r.rounds {
 		if r.wants("api") {
 			for _, d := range r.sides {
@@ -248,11 +245,12 @@ func (r *run) release(ctx context.Context, d *side, w workload, nodes, pods int)
 	none := int64(0)
 	return r.measured(ctx, d, b, nodes, pods, w.name+": pods that waited bound a second", w.name+": CPU for each, us", func() error {
 		return d.k.CoreV1().Pods(namespace).Delete(ctx, "guard", metav1.DeleteOptions{GracePeriodSeconds: &none})
-	})
+	}, func() {})
 }
 
-// measured reports how many pods a second are bound from the beginning of do until all are, and what CPU each takes, with the events that tell of it.
-func (r *run) measured(ctx context.Context, d *side, b *bindings, nodes, pods int, rate, each string, do func() error) error {
+// measured reports how many pods a second are bound from the beginning of do until all are, and what CPU each takes, with the events that tell of it. It calls bound
+// when all are: what else writes events has to end.
+func (r *run) measured(ctx context.Context, d *side, b *bindings, nodes, pods int, rate, each string, do func() error, bound func()) error {
 	events, err := d.events(ctx)
 	if err != nil {
 		return err
@@ -269,6 +267,7 @@ func (r *run) measured(ctx context.Context, d *side, b *bindings, nodes, pods in
 		return err
 	}
 	took := b.last.Load().Sub(began)
+	bound()
 	written, after, err := d.told(ctx)
 	if err != nil {
 		return err
@@ -286,19 +285,20 @@ func (r *run) stream(ctx context.Context, d *side, w workload, nodes, pods int) 
 		return err
 	}
 	defer b.stop()
+	end := func() {}
 	if w.churn {
 		ctx, cancel := context.WithCancel(ctx)
 		var wg sync.WaitGroup
 		wg.Go(func() { churn(ctx, d) })
-		defer wg.Wait()
-		defer cancel()
+		end = func() { cancel(); wg.Wait() }
 	}
+	defer end()
 	return r.measured(ctx, d, b, nodes, pods, w.name+": pods created and bound a second", w.name+": CPU for creating and binding each, us", func() error {
 		_, err := d.create(ctx, pods, func(i int) *corev1.Pod {
 			return labelled(w.pod(fmt.Sprintf("stream-%05d", i)), "bench-set", "stream")
 		})
 		return err
-	})
+	}, end)
 }
 
 // churn makes and removes a node, a pod that fits nowhere and a Service once a second, as upstream's workload does.
