@@ -281,8 +281,8 @@ type bindings struct {
 	stop func()
 }
 
-// rewatches is how often a watch may end in one measure. A server ends one after half an hour, or if the reader is slow.
-const rewatches = 5
+// rewatches is how often a watch may end in one measure. A server ends one after half an hour, or if the reader is slow, which upstream says of one a second under churn.
+const rewatches = 20
 
 // watch counts the pods that match and become bound from now on.
 func (d *side) watch(ctx context.Context, labels string) (*bindings, error) {
