@@ -237,15 +237,7 @@ func TestPreemptsLowerPriority(t *testing.T) {
 func TestRoomMadeByPreemptionIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := newClient(nil, testNode("a", "4"), testPod("low", "3", func(p *v1.Pod) { p.Spec.NodeName = "a" }))
-		client.PrependReactor("delete", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
-			obj, err := client.Tracker().Get(a.GetResource(), a.GetNamespace(), a.(clienttesting.DeleteAction).GetName())
-			if err != nil {
-				return true, nil, err
-			}
-			p, now := obj.(*v1.Pod).DeepCopy(), metav1.Now()
-			p.DeletionTimestamp = &now
-			return true, nil, client.Tracker().Update(a.GetResource(), p, p.Namespace)
-		})
+		endSlowly(client)
 		placing(t, client, newHealth())
 		settle(time.Second)
 		high := int32(1000)

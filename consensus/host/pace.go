@@ -151,9 +151,7 @@ var paced atomic.Pointer[pacer]
 func Burst() {
 	if p := paced.Load(); p != nil {
 		p.hurry(time.Now(), func() (live, used uint64) {
-			s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}}
-			metrics.Read(s)
-			return s[0].Value.Uint64(), s[1].Value.Uint64()
+			return heap("/memory/classes/heap/objects:bytes")
 		})
 	}
 }
@@ -167,10 +165,10 @@ func (p Pace) run() {
 	paced.Store(pacer)
 }
 
-// heap is how many bytes were in use when the collector had run, and how many have been
-// allocated in all.
-func heap() (live, allocated uint64) {
-	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/heap/allocs:bytes"}}
+// heap is how many bytes were in use when the collector had run, and another figure that the
+// runtime keeps.
+func heap(other string) (live, n uint64) {
+	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: other}}
 	metrics.Read(s)
 	return s[0].Value.Uint64(), s[1].Value.Uint64()
 }
@@ -179,7 +177,7 @@ func heap() (live, allocated uint64) {
 func (p *pacer) arm() {
 	// A finalizer that runs means that there was a collection.
 	runtime.SetFinalizer(&struct{ _ [16]byte }{}, func(any) {
-		live, allocated := heap()
+		live, allocated := heap("/gc/heap/allocs:bytes")
 		p.collected(time.Now(), live, allocated)
 		p.arm()
 	})
@@ -200,14 +198,14 @@ func (p *pacer) collected(at time.Time, live, allocated uint64) {
 
 // hurry begins a burst at once, or has it last longer. The collection before it was one of
 // a calm process, and the next may be near: what is garbage already takes no room from it.
-func (p *pacer) hurry(at time.Time, heap func() (live, used uint64)) {
+func (p *pacer) hurry(at time.Time, look func() (live, used uint64)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	goesOn := at.Before(p.burst)
 	if p.burst = at.Add(p.BurstFor); goesOn {
 		return
 	}
-	live, used := heap()
+	live, used := look()
 	want := p.next(p.now, at.Sub(p.started), 0, live, true)
 	room := min(live*uint64(want)/100+used-min(live, used), p.BurstMost)
 	if want = max(want, int(min(room*100/max(live, 1), math.MaxInt32))); want > p.now {

@@ -74,6 +74,13 @@ func upstreamBindings(t *testing.T, s *onePod) *podstorage.BindingREST {
 	return pods.Binding
 }
 
+// randomPods is what somePod needs, and says its seed.
+func randomPods(t *testing.T) (fill interface{ Fill(any) }, rnd *rand.Rand) {
+	seed := time.Now().UnixNano()
+	t.Logf("seed %d", seed)
+	return fuzzer.FuzzerFor(fuzzer.MergeFuzzerFuncs(metafuzzer.Funcs, corefuzzer.Funcs), rand.NewSource(seed), legacyscheme.Codecs), rand.New(rand.NewSource(seed))
+}
+
 // somePod makes a pod of all kinds of things, mostly one that may be bound.
 func somePod(fill interface{ Fill(any) }, rnd *rand.Rand) *core.Pod {
 	p := &core.Pod{}
@@ -110,10 +117,7 @@ func somePod(fill interface{ Fill(any) }, rnd *rand.Rand) *core.Pod {
 
 // What is done to the stored bytes of a pod is what upstream makes of them, byte for byte, and what upstream refuses is left to it.
 func TestBindIsUpstreams(t *testing.T) {
-	seed := time.Now().UnixNano()
-	t.Logf("seed %d", seed)
-	rnd := rand.New(rand.NewSource(seed))
-	fill := fuzzer.FuzzerFor(fuzzer.MergeFuzzerFuncs(metafuzzer.Funcs, corefuzzer.Funcs), rand.NewSource(seed), legacyscheme.Codecs)
+	fill, rnd := randomPods(t)
 	codec := podCodec()
 	one := &onePod{codec: codec}
 	upstream := upstreamBindings(t, one)

@@ -2,19 +2,13 @@ package store
 
 import (
 	"fmt"
-	"math/rand"
 	"slices"
 	"testing"
-	"time"
 
-	"k8s.io/apimachinery/pkg/api/apitesting/fuzzer"
-	metafuzzer "k8s.io/apimachinery/pkg/apis/meta/fuzzer"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"k8s.io/kubernetes/pkg/apis/core"
-	corefuzzer "k8s.io/kubernetes/pkg/apis/core/fuzzer"
 	registrypod "k8s.io/kubernetes/pkg/registry/core/pod"
 
 	"skein.io/skein/node/api/store/rawlist"
@@ -22,10 +16,7 @@ import (
 
 // What is selected by the stored bytes of a pod is what upstream selects by the object.
 func TestSelectIsUpstreams(t *testing.T) {
-	seed := time.Now().UnixNano()
-	t.Logf("seed %d", seed)
-	rnd := rand.New(rand.NewSource(seed))
-	fill := fuzzer.FuzzerFor(fuzzer.MergeFuzzerFuncs(metafuzzer.Funcs, corefuzzer.Funcs), rand.NewSource(seed), legacyscheme.Codecs)
+	fill, rnd := randomPods(t)
 	codec := podCodec()
 	names := []string{"metadata.name", "metadata.namespace", "spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "spec.serviceAccountName", "spec.hostNetwork",
 		"status.phase", "status.podIP", "status.nominatedNodeName"}
