@@ -18,7 +18,6 @@ import (
 	apiextensionsapi "k8s.io/apiextensions-apiserver/pkg/apiserver"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
 	genericapifilters "k8s.io/apiserver/pkg/endpoints/filters"
@@ -306,7 +305,7 @@ func (b *build) buildMain(crds *apiextensionsapi.CustomResourceDefinitions) (*ge
 		Loopback: b.generic.LoopbackClientConfig, Client: b.client, Informers: b.informers,
 		Tokens: b.tokens, Audiences: b.generic.Authentication.APIAudiences,
 		ServiceCIDR: b.cfg.ServiceCIDR, SecondServiceCIDR: b.cfg.SecondServiceCIDR, NodePorts: b.cfg.NodePorts, EventTTL: b.cfg.EventTTL,
-		ProxyTransport: utilnet.SetTransportDefaults(b.outward()),
+		ProxyTransport: b.podTransport(),
 		Nodes:          b.agents.wrap, Components: b.components,
 	})
 	if err != nil {

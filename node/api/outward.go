@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apiserver/pkg/authentication/request/headerrequest"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
 	apiwebhook "k8s.io/apiserver/pkg/util/webhook"
@@ -106,6 +107,14 @@ func (p *frontProxy) asFiles(f func(cert, key string) error) error {
 
 // outward is the transport whose dialer reaches Services and pods.
 func (b *build) outward() *http.Transport { return &http.Transport{DialContext: b.cfg.Dial} }
+
+// podTransport is what the proxies of pods and Services use. They go to addresses of pods, for which no certificate is made, so they believe
+// any, as upstream's (CreateProxyTransport in k8s.io/kubernetes/pkg/controlplane/apiserver).
+func (b *build) podTransport() *http.Transport {
+	t := b.outward()
+	t.TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
+	return utilnet.SetTransportDefaults(t)
+}
 
 // webhookAuth says how webhooks of admission and of conversion are called: a Service by its address, over TLS for its DNS name. A webhook that is
 // Service default/kubernetes (served by an aggregated API server, say) is this very server, called as itself.

@@ -25,8 +25,9 @@ helper=$OLDPWD/rootfs.sh
 "$helper" "$PWD/agnhost" libc6 libc-bin bash dash coreutils curl netcat-openbsd bind9-dnsutils iproute2 ca-certificates hostname grep sed gawk procps findutils
 install -m 644 "$k"/test/images/agnhost/porter/localhost.{crt,key} agnhost/; mkdir -p agnhost/uploads; ln -sf agnhost agnhost/agnhost-2
 "$helper" "$PWD/nginx" nginx-light dash coreutils libc-bin
-"$helper" "$PWD/busybox" busybox-static; chmod 1777 busybox/tmp # every applet a link
+"$helper" "$PWD/busybox" busybox-static bash-static; chmod 1777 busybox/tmp # every applet a link
 for a in $(busybox/bin/busybox --list); do [ "$a" = busybox ] || ln -sf busybox "busybox/bin/$a"; done
+ln -sf bash-static busybox/bin/sh # busybox 1.35's drops variables like data-1, which 1.37's, that the tests name, hands on
 printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n' > busybox/etc/passwd
 printf 'root:x:0:\nnogroup:x:65534:\n' > busybox/etc/group
 printf '#include <unistd.h>\nint main(void) { for (;;) pause(); }\n' > pause.c; gcc -Os -static -o pause pause.c
