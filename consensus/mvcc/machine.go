@@ -16,6 +16,7 @@ import (
 	"github.com/coreos/go-semver/semver"
 	dsm "github.com/lni/dragonboat/v4/statemachine"
 	bolt "go.etcd.io/bbolt"
+	"go.etcd.io/etcd/pkg/v3/traceutil"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3alarm"
 	"go.etcd.io/etcd/server/v3/etcdserver/cindex"
 	"go.etcd.io/etcd/server/v3/lease"
@@ -98,6 +99,7 @@ type Machine struct {
 
 	kv     etcdmvcc.WatchableKV
 	keys   func() keyIndex // of kv; nil if it cannot be found
+	counts counts          // of ranges of kv
 	lessor lease.Lessor
 	index  cindex.ConsistentIndexer
 
@@ -202,7 +204,10 @@ func (m *Machine) Open(<-chan struct{}) (uint64, error) {
 		ExpiredLeasesRetryInterval: leaseRetryInterval,
 	})
 	m.kv = etcdmvcc.New(m.zap, be, m.lessor, etcdmvcc.StoreConfig{CompactionBatchLimit: compactionBatch})
-	m.keys = indexOf(m.kv)
+	if m.keys = indexOf(m.kv); m.keys != nil {
+		m.kv = counted{m.kv, &m.counts, m.keys}
+		m.lessor.SetRangeDeleter(func() lease.TxnDelete { return m.kv.Write(traceutil.TODO()) })
+	}
 	if m.cfg.Checkpoint != nil {
 		m.lessor.SetCheckpointer(m.cfg.Checkpoint)
 	}

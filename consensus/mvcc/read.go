@@ -30,9 +30,14 @@ func (m *Machine) use(f func() error) error {
 }
 
 // Range reads the local state. Its caller decides whether a read index has to be
-// confirmed before. Errors are etcd's, or ErrClosed.
+// confirmed before. Errors are etcd's, or ErrClosed. The answer may be in memory that the
+// context lends (package loan).
 func (m *Machine) Range(ctx context.Context, r *pb.RangeRequest) (resp *pb.RangeResponse, err error) {
 	err = m.use(func() error {
+		var ok bool
+		if resp, ok = m.page(ctx, r); ok {
+			return nil
+		}
 		resp, _, err = txn.Range(ctx, m.zap, m.kv, r)
 		return err
 	})

@@ -18,11 +18,15 @@ import (
 // every step. So these are executed here, with the same outcome (TestTxnLikeEtcd). What
 // does anything else goes to etcd's code.
 
-// keyIndex is the part of etcd's index of keys that compares need.
+// keyIndex is the part of etcd's index of keys that compares and pages need.
 type keyIndex interface {
 	// Get returns the revision of a key's last change up to atRev, that of its creation
 	// and how often it was changed since; an error when it did not exist.
 	Get(key []byte, atRev int64) (modified, created etcdmvcc.Revision, version int64, err error)
+	// Revisions returns those of the keys that a range has at a revision, at most limit of them if that is not 0, and how many there are in all.
+	Revisions(key, end []byte, atRev int64, limit int) ([]etcdmvcc.Revision, int)
+	// CountRevisions returns how many keys a range has at a revision.
+	CountRevisions(key, end []byte, atRev int64) int
 }
 
 // indexOf returns what finds the index of a store, which is not exported, and which the

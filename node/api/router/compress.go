@@ -33,6 +33,9 @@ var gzips = sync.Pool{New: func() any {
 	return z
 }}
 
+// helds are the beginnings of answers: each list has one, of some 150 KB before it is clear how long it is.
+var helds = sync.Pool{New: func() any { return new([]byte) }}
+
 // compressed does what upstream would: next is not told that the client takes compressed answers.
 func compressed(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -61,8 +64,8 @@ func takesGzip(accept string) bool {
 // zipWriter holds the beginning of an answer until it is clear whether it is worth compressing.
 type zipWriter struct {
 	http.ResponseWriter
-	code  int // 0: not known yet
-	held  []byte
+	code  int     // 0: not known yet
+	held  *[]byte // nil: nothing
 	begun bool
 	zip   *gzip.Writer // nil: not compressed
 	work  *pause.Work
@@ -88,17 +91,29 @@ func (w *zipWriter) Write(b []byte) (int, error) {
 		w.begin(len(b) > compressFrom)
 		return w.pass(b)
 	}
-	w.held = append(w.held, b...)
-	if len(w.held) <= compressFrom {
+	if w.held == nil {
+		w.held = helds.Get().(*[]byte)
+	}
+	if *w.held = append(*w.held, b...); len(*w.held) <= compressFrom {
 		return len(b), nil
 	}
 	w.begin(true)
-	held := w.held
-	w.held = nil
-	if _, err := w.pass(held); err != nil {
+	if err := w.release(); err != nil {
 		return 0, err
 	}
 	return len(b), nil
+}
+
+// release passes on what is held.
+func (w *zipWriter) release() error {
+	held := w.held
+	w.held = nil
+	_, err := w.pass(*held)
+	if cap(*held) <= 2*compressFrom {
+		*held = (*held)[:0]
+		helds.Put(held)
+	}
+	return err
 }
 
 func (w *zipWriter) begin(compress bool) {
@@ -130,10 +145,10 @@ func (w *zipWriter) pass(b []byte) (n int, err error) {
 
 // end sends what is left. A handler that breaks off does not get here: its client must not take the answer for a whole one.
 func (w *zipWriter) end() {
-	if !w.begun && (w.code != 0 || len(w.held) > 0) {
+	if !w.begun && (w.code != 0 || w.held != nil) {
 		w.begin(false)
-		if len(w.held) > 0 {
-			_, _ = w.pass(w.held) // the client is gone
+		if w.held != nil {
+			_ = w.release() // the client is gone
 		}
 	}
 	if w.zip != nil {

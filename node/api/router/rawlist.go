@@ -175,4 +175,10 @@ type stored struct {
 	answer rawlist.Answer
 }
 
-func (s stored) Encode(_ runtime.Object, w io.Writer) error { return s.answer(w) }
+// Encode implements runtime.Encoder. What is there already is asked for as nil; when it cannot be sent, upstream asks for a Status.
+func (s stored) Encode(o runtime.Object, w io.Writer) error {
+	if o != nil {
+		return s.Encoder.Encode(o, w)
+	}
+	return s.answer(w)
+}

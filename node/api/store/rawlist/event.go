@@ -3,7 +3,6 @@ package rawlist
 import (
 	"bytes"
 	"hash/maphash"
-	"strconv"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -65,7 +64,7 @@ func (l *Lister) Object(data []byte, rev int64) *Object {
 	if err != nil {
 		return nil
 	}
-	return &Object{l: l, item: item{stored: s, version: strconv.FormatInt(rev, 10)}, shape: shape}
+	return &Object{l: l, item: item{stored: s, version: rev}, shape: shape}
 }
 
 // Known tells whether an object of this shape has been decoded.

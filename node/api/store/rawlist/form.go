@@ -6,7 +6,7 @@ import (
 	"encoding/json"
 	"hash/maphash"
 	"io"
-	"strconv"
+	"sync"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"skein.io/skein/consensus/loan"
 	"skein.io/skein/node/api/internal/pause"
 	"skein.io/skein/node/api/store/transcode"
 )
@@ -33,7 +34,7 @@ type Form struct {
 }
 
 // Answer writes an answer. Its first write is the beginning of every list alone, as upstream's encoders do it: the writer of responses takes a list
-// by that. The error is the writer's.
+// by that. The error is the writer's. It is called once: the memory of a list is others' then.
 type Answer func(io.Writer) error
 
 // form makes one answer.
@@ -43,7 +44,33 @@ type form struct {
 	id       uint64 // goes into what is remembered
 	typeMeta []byte // of the objects as they are stored
 	scratch  []byte // for the object that is being written
+	key      keyContext
 	work     *pause.Work
+}
+
+// buffers is the memory of one list.
+type buffers struct {
+	loan         loan.Loan // what is stored
+	items        []item
+	scratch, out []byte
+}
+
+const (
+	// keptItems and keptBytes are how much buffers may have grown to be used again.
+	keptItems, keptBytes = 4 * pageSize, 4 * chunk
+)
+
+var pool = sync.Pool{New: func() any { return &buffers{out: make([]byte, 0, chunk+chunk/4)} }}
+
+// release lets others use the memory. Nothing of the list is looked at any more.
+func (b *buffers) release() {
+	b.loan.Return()
+	if cap(b.items) > keptItems || cap(b.scratch) > keptBytes || cap(b.out) > keptBytes {
+		return
+	}
+	clear(b.items)
+	b.items, b.scratch, b.out = b.items[:0], b.scratch[:0], b.out[:0]
+	pool.Put(b)
 }
 
 func (l *Lister) form(f Form) *form {
@@ -57,21 +84,22 @@ func (l *Lister) form(f Form) *form {
 // item is an object of an answer: as it is stored, which is smaller than what is sent, or as upstream makes it.
 type item struct {
 	stored
-	version string // resourceVersion
+	version int64  // resourceVersion
 	sent    []byte // in protobuf without the envelope, in JSON without kind and version; nil: stored
 }
 
-type keyContext string
+type keyContext struct{ key []byte }
 
 // AuthenticatedData implements value.Context.
-func (k keyContext) AuthenticatedData() []byte { return []byte(k) }
+func (k *keyContext) AuthenticatedData() []byte { return k.key }
 
 func (f *form) item(ctx context.Context, kv *mvccpb.KeyValue) (item, error) {
-	data, _, err := f.l.cfg.Transformer.TransformFromStorage(ctx, kv.Value, keyContext(kv.Key))
+	f.key.key = kv.Key
+	data, _, err := f.l.cfg.Transformer.TransformFromStorage(ctx, kv.Value, &f.key)
 	if err != nil {
 		return item{}, err
 	}
-	i := item{version: strconv.FormatInt(kv.ModRevision, 10)}
+	i := item{version: kv.ModRevision}
 	var ok bool
 	var shape uint64
 	if i.stored, ok = parse(data, f.typeMeta); ok {
@@ -161,14 +189,20 @@ func (f *form) one(i item) ([]byte, error) {
 	return append(append(b, i.sent[1:]...), '\n'), nil
 }
 
-// list writes the answer with many.
-func (f *form) list(w io.Writer, m metav1.ListMeta, items []item) error {
+// list writes the answer with many, and keeps what has grown in b.
+func (f *form) list(w io.Writer, m metav1.ListMeta, b *buffers) error {
 	kind := f.Kind
 	kind.Kind += "List"
-	out := &chunks{w: w, work: f.work, b: make([]byte, 0, chunk+chunk/4)}
+	out := &chunks{w: w, work: f.work, b: b.out}
+	f.scratch = b.scratch
+	defer func() { b.out, b.scratch = out.b, f.scratch }()
 	if f.JSON {
-		return f.listJSON(out, kind, m, items)
+		return f.listJSON(out, kind, m, b.items)
 	}
+	return f.listProtobuf(out, kind, m, b.items)
+}
+
+func (f *form) listProtobuf(out *chunks, kind schema.GroupVersionKind, m metav1.ListMeta, items []item) error {
 	meta, err := m.Marshal()
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ package rawlist
 
 import (
 	"context"
+	"errors"
 	"hash/maphash"
 	"io"
 	"slices"
@@ -32,6 +33,7 @@ import (
 	"k8s.io/apiserver/pkg/storage/etcd3/metrics"
 	"k8s.io/apiserver/pkg/storage/value"
 
+	"skein.io/skein/consensus/loan"
 	"skein.io/skein/node/api/internal/pause"
 )
 
@@ -45,6 +47,9 @@ const (
 	// compareEvery is how often an object of a known shape is compared all the same.
 	compareEvery = 1 << 10
 )
+
+// errGiven is returned by an Answer that is asked for twice.
+var errGiven = errors.New("the list has been written already")
 
 // Config says what is listed. All fields are required.
 type Config struct {
@@ -123,14 +128,20 @@ func (l *Lister) List(ctx context.Context, namespace string, o storage.ListOptio
 	a.work = pause.Begin(ctx)
 	limit := o.Predicate.Limit
 	var last string
-	var items []item
+	b := pool.Get().(*buffers)
+	defer func() {
+		if !ok {
+			b.release()
+		}
+	}()
+	borrowed := loan.With(ctx, &b.loan)
 	for {
 		page := int64(pageSize)
 		if limit > 0 {
-			page = min(page, limit-int64(len(items)))
+			page = min(page, limit-int64(len(b.items)))
 		}
 		began := time.Now()
-		r, err := l.cfg.Client.Kubernetes.List(ctx, prefix, etcdclient.ListOptions{Revision: rev, Limit: page, Continue: from})
+		r, err := l.cfg.Client.Kubernetes.List(borrowed, prefix, etcdclient.ListOptions{Revision: rev, Limit: page, Continue: from})
 		metrics.RecordEtcdRequest("list", l.cfg.Resource, err, began)
 		a.work.Pause()
 		if err != nil || !l.fresh(o, r.Revision) {
@@ -139,27 +150,37 @@ func (l *Lister) List(ctx context.Context, namespace string, o storage.ListOptio
 		if rev == 0 {
 			rev = r.Revision
 		}
-		items = slices.Grow(items, len(r.Kvs))
+		b.items = slices.Grow(b.items, len(r.Kvs))
 		for _, kv := range r.Kvs {
 			i, err := a.item(ctx, kv)
 			if err != nil {
 				return nil, false
 			}
-			items = append(items, i)
-			last = string(kv.Key)
-			if len(items)%pauseEvery == 0 {
+			b.items = append(b.items, i)
+			if len(b.items)%pauseEvery == 0 {
 				a.work.Pause()
 			}
 		}
+		if len(r.Kvs) > 0 {
+			last = string(r.Kvs[len(r.Kvs)-1].Key)
+		}
 		from = last + "\x00"
 		more := int64(len(r.Kvs)) < r.Count
-		if !more || limit > 0 && int64(len(items)) >= limit {
-			token, remaining, err := storage.PrepareContinueToken(last, prefix, rev, r.Count-int64(len(r.Kvs))+int64(len(items)), more, o)
+		if !more || limit > 0 && int64(len(b.items)) >= limit {
+			token, remaining, err := storage.PrepareContinueToken(last, prefix, rev, r.Count-int64(len(r.Kvs))+int64(len(b.items)), more, o)
 			if err != nil {
 				return nil, false
 			}
 			m := metav1.ListMeta{ResourceVersion: strconv.FormatInt(rev, 10), Continue: token, RemainingItemCount: remaining}
-			return func(w io.Writer) error { return a.list(w, m, items) }, true
+			return func(w io.Writer) error {
+				if b == nil {
+					return errGiven
+				}
+				err := a.list(w, m, b)
+				b.release()
+				b = nil
+				return err
+			}, true
 		}
 		if len(r.Kvs) == 0 {
 			return nil, false

@@ -3,6 +3,7 @@ package rawlist
 import (
 	"bytes"
 	"errors"
+	"strconv"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -95,19 +96,24 @@ func parse(b, typeMeta []byte) (s stored, ok bool) {
 }
 
 // size is that of the metadata with a resourceVersion, and of the whole object.
-func (s stored) size(version string) (meta, all int) {
-	meta = s.from - s.meta + protowire.SizeTag(metaVersion) + protowire.SizeBytes(len(version)) + s.after - s.to
+func (s stored) size(version int64) (meta, all int) {
+	var text [maxDigits]byte
+	meta = s.from - s.meta + protowire.SizeTag(metaVersion) + protowire.SizeBytes(len(strconv.AppendInt(text[:0], version, 10))) + s.after - s.to
 	return meta, protowire.SizeTag(objectMetadata) + protowire.SizeBytes(meta) + len(s.raw) - s.after
 }
 
 // append appends the object with its resourceVersion.
-func (s stored) append(b []byte, version string) []byte {
+func (s stored) append(b []byte, version int64) []byte {
 	meta, _ := s.size(version)
 	b = protowire.AppendVarint(protowire.AppendTag(b, objectMetadata, protowire.BytesType), uint64(meta))
 	b = append(b, s.raw[s.meta:s.from]...)
-	b = protowire.AppendString(protowire.AppendTag(b, metaVersion, protowire.BytesType), version)
+	var text [maxDigits]byte
+	b = protowire.AppendBytes(protowire.AppendTag(b, metaVersion, protowire.BytesType), strconv.AppendInt(text[:0], version, 10))
 	return append(b, s.raw[s.to:]...)
 }
+
+// maxDigits is how long an int64 is as text at most.
+const maxDigits = 20
 
 // versionIn finds where the resourceVersion is in an ObjectMeta, or where it would be.
 func versionIn(meta []byte) (start, end int, ok bool) {

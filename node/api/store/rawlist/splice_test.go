@@ -2,6 +2,7 @@ package rawlist
 
 import (
 	"bytes"
+	"strconv"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -33,10 +34,10 @@ func TestSplice(t *testing.T) {
 			Annotations: map[string]string{"x": string(bytes.Repeat([]byte("y"), 300))}}, Spec: corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Name: "c"}}}},
 		"has a version already": {ObjectMeta: metav1.ObjectMeta{Name: "n", ResourceVersion: "77"}},
 	} {
-		const version = "12345678"
+		const version = 12345678
 		s, ok := parse(storedPod(t, p, podKind), encodeTypeMeta(podKind))
 		q := p.DeepCopy()
-		q.ResourceVersion = version
+		q.ResourceVersion = strconv.Itoa(version)
 		want := storedPod(t, q, podKind)
 		if _, size := s.size(version); !ok || size != q.Size() {
 			t.Errorf("%s: %v, size %d, want %d", name, ok, size, q.Size())
@@ -57,9 +58,9 @@ func TestSplice(t *testing.T) {
 
 // Whatever is stored, splicing ends, and makes as much as it says.
 func FuzzSplice(f *testing.F) {
-	f.Add(storedPod(f, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "n"}}, podKind), "1")
-	f.Add([]byte("k8s\x00\x12\x02\x0a\x00"), "7")
-	f.Fuzz(func(t *testing.T, b []byte, version string) {
+	f.Add(storedPod(f, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "n"}}, podKind), int64(1))
+	f.Add([]byte("k8s\x00\x12\x02\x0a\x00"), int64(7))
+	f.Fuzz(func(t *testing.T, b []byte, version int64) {
 		s, ok := parse(b, encodeTypeMeta(podKind))
 		if !ok {
 			return
