@@ -445,6 +445,9 @@ func (l *loop) evictOne(ctx context.Context, pod, victim *v1.Pod, node string) e
 		l.events(pod).Eventf(victim, v1.EventTypeNormal, "Preempted", "Preempted by pod %s on node %s (in kube-scheduler memory).", pod.UID, node)
 		return nil
 	}
+	if cur, err := l.view.podLister.Pods(victim.Namespace).Get(victim.Name); err == nil && cur.UID == victim.UID {
+		victim = cur // the snapshot knows little of it
+	}
 	var patch podStatusPatch
 	patch.Metadata.UID = victim.UID
 	patch.Status.Conditions = []v1.PodCondition{{

@@ -54,7 +54,7 @@ func benchPlace(b *testing.B, nodes int, kind string) {
 		if d.Node == "" {
 			b.StopTimer() // full: empty it
 			for _, info := range s.pods {
-				s.RemovePod(info.pod.UID)
+				s.RemovePod(info.pod.uid)
 			}
 			b.StartTimer()
 			continue

@@ -138,7 +138,7 @@ func (cc *classCache) evict() {
 func newClass(pod *v1.Pod, rules *Profile) *class {
 	info, err := newPodInfo(pod, false)
 	c := &class{info: *info, invalid: err, affinity: nodeaffinity.GetRequiredNodeAffinity(pod), anyNode: noNodeAffinity(pod)}
-	c.info.pod, c.info.scoreOther = nil, info.scoreOther
+	c.info.pod, c.info.scoreOther = presence{}, info.scoreOther
 	for name, n := range c.info.request.Scalars {
 		if !rules.ignores(name) {
 			c.scalars = append(c.scalars, scalarWant{name: name, want: n, reason: insufficient + string(name)})

@@ -4,7 +4,6 @@ import (
 	"strconv"
 	"strings"
 
-	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
 )
@@ -35,11 +34,11 @@ func (c *counter) at(slot int) int64 {
 }
 
 // counts reports whether the counter is for the pod.
-func (c *counter) counts(pod *v1.Pod, namespaces map[string]labels.Set) bool {
+func (c *counter) counts(pod *presence, namespaces map[string]labels.Set) bool {
 	if c.terms != nil {
-		return matchesAll(c.terms, pod, namespaces[pod.Namespace])
+		return matchesAll(c.terms, pod.who, namespaces[pod.namespace])
 	}
-	return pod.DeletionTimestamp == nil && pod.Namespace == c.namespace && c.selector.Matches(labels.Set(pod.Labels))
+	return !pod.ending && pod.namespace == c.namespace && c.selector.Matches(pod.labels)
 }
 
 func addTo(perSlot []int32, slot int, delta int32) []int32 {
@@ -110,7 +109,7 @@ func (a anchors[T]) remove(at []anchor, item T) {
 }
 
 // each calls do for all that may be for the pod, in no order.
-func (a anchors[T]) each(pod *v1.Pod, do func(T)) {
+func (a anchors[T]) each(pod who, do func(T)) {
 	if len(a) == 0 {
 		return
 	}
@@ -119,9 +118,9 @@ func (a anchors[T]) each(pod *v1.Pod, do func(T)) {
 			do(item)
 		}
 	}
-	for _, namespace := range [2]string{pod.Namespace, ""} {
+	for _, namespace := range [2]string{pod.namespace, ""} {
 		visit(anchor{namespace: namespace})
-		for key, value := range pod.Labels {
+		for key, value := range pod.labels {
 			visit(anchor{namespace, key, value})
 		}
 	}
@@ -141,8 +140,8 @@ func newCounterCache() counterCache {
 
 // countPod adds delta to the counters that the pod, on the node with that
 // slot, belongs to.
-func (s *Snapshot) countPod(pod *v1.Pod, slot int, delta int32) {
-	s.counts.anchors.each(pod, func(c *counter) {
+func (s *Snapshot) countPod(pod *presence, slot int, delta int32) {
+	s.counts.anchors.each(pod.who, func(c *counter) {
 		if c.counts(pod, s.namespaces) {
 			c.perSlot = addTo(c.perSlot, slot, delta)
 		}
@@ -191,7 +190,7 @@ func (s *Snapshot) count(c *counter) *counter {
 	}
 	c.used, c.perSlot = cc.tick, make([]int32, s.slots.next)
 	for _, info := range s.pods {
-		if c.counts(info.pod, s.namespaces) {
+		if c.counts(&info.pod, s.namespaces) {
 			c.perSlot = addTo(c.perSlot, info.node.slot, 1)
 		}
 	}
@@ -278,7 +277,7 @@ func (g *groups) join(info *podInfo, slot int, sign int32) {
 }
 
 // each calls do for the terms of pods that speak of this one, in no order.
-func (g *groups) each(pod *v1.Pod, namespace labels.Set, do func(*termGroup)) {
+func (g *groups) each(pod who, namespace labels.Set, do func(*termGroup)) {
 	g.anchors.each(pod, func(group *termGroup) {
 		if group.term.matches(pod, namespace) {
 			do(group)

@@ -267,7 +267,7 @@ func reportPorts(r *FilterReport, pod *v1.Pod, n *node) {
 		for _, other := range n.pods {
 			for _, taken := range other.ports {
 				if want.clashes(taken) {
-					r.detail("host port %d/%s is %s/%s's", want.port, want.protocol, other.pod.Namespace, other.pod.Name)
+					r.detail("host port %d/%s is %s/%s's", want.port, want.protocol, other.pod.namespace, other.pod.name)
 					r.help("another host port than %d", want.port)
 				}
 			}
@@ -363,7 +363,7 @@ func (s *Snapshot) reportInterPod(r *FilterReport, pod *v1.Pod, n *node) {
 		t := &own.required[i]
 		if where, ok := n.obj.Labels[t.topologyKey]; !ok {
 			r.detail("it has no label %s, which the pod's affinity asks for", t.topologyKey)
-		} else if len(s.inDomain(t, where, func(o *v1.Pod) bool { return t.matches(o, s.namespaces[o.Namespace]) })) == 0 {
+		} else if len(s.inDomain(t, where, func(o who) bool { return t.matches(o, s.namespaces[o.namespace]) })) == 0 {
 			r.detail("no pod with %s in %s=%s", t.selector, t.topologyKey, where)
 			r.help("a pod with %s there", t.selector)
 		}
@@ -371,7 +371,7 @@ func (s *Snapshot) reportInterPod(r *FilterReport, pod *v1.Pod, n *node) {
 	for i := range own.requiredAnti {
 		t := &own.requiredAnti[i]
 		if where, ok := n.obj.Labels[t.topologyKey]; ok {
-			if there := s.inDomain(t, where, func(o *v1.Pod) bool { return t.matches(o, s.namespaces[o.Namespace]) }); len(there) > 0 {
+			if there := s.inDomain(t, where, func(o who) bool { return t.matches(o, s.namespaces[o.namespace]) }); len(there) > 0 {
 				r.detail("in %s=%s there is %s, which the pod does not want to be near", t.topologyKey, where, strings.Join(there, ", "))
 			}
 		}
@@ -384,8 +384,8 @@ func (s *Snapshot) reportInterPod(r *FilterReport, pod *v1.Pod, n *node) {
 		for i := range o.terms.requiredAnti {
 			t := &o.terms.requiredAnti[i]
 			where, ok := n.obj.Labels[t.topologyKey]
-			if ok && o.node.obj.Labels[t.topologyKey] == where && t.matches(pod, s.namespaces[pod.Namespace]) {
-				against = append(against, fmt.Sprintf("%s/%s in %s=%s does not want to be near the pod", o.pod.Namespace, o.pod.Name, t.topologyKey, where))
+			if ok && o.node.obj.Labels[t.topologyKey] == where && t.matches(whoIs(pod), s.namespaces[pod.Namespace]) {
+				against = append(against, fmt.Sprintf("%s/%s in %s=%s does not want to be near the pod", o.pod.namespace, o.pod.name, t.topologyKey, where))
 			}
 		}
 	}
@@ -394,10 +394,10 @@ func (s *Snapshot) reportInterPod(r *FilterReport, pod *v1.Pod, n *node) {
 }
 
 // inDomain names pods in a domain, the first few.
-func (s *Snapshot) inDomain(t *affinityTerm, where string, match func(*v1.Pod) bool) (out []string) {
+func (s *Snapshot) inDomain(t *affinityTerm, where string, match func(who) bool) (out []string) {
 	for _, o := range s.pods {
-		if o.node != nil && o.node.obj != nil && o.node.obj.Labels[t.topologyKey] == where && match(o.pod) {
-			out = append(out, o.pod.Namespace+"/"+o.pod.Name)
+		if o.node != nil && o.node.obj != nil && o.node.obj.Labels[t.topologyKey] == where && match(o.pod.who) {
+			out = append(out, o.pod.namespace+"/"+o.pod.name)
 		}
 	}
 	slices.Sort(out)

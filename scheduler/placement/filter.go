@@ -55,7 +55,7 @@ func (s *Snapshot) newPlan(req *Request) *plan {
 	}
 	p.class = s.classOf(pod, p.rules)
 	info := p.class.info
-	info.pod, p.info = pod, &info
+	info.pod, p.info = presenceOf(pod), &info
 	if p.class.invalid != nil {
 		p.whole, p.wholeBy = "parsing pod: "+p.class.invalid.Error(), InterPodAffinity
 		return p

@@ -19,7 +19,7 @@ func (s *Snapshot) Fits(pod *v1.Pod, nodeName string, rules *Profile) bool {
 	}
 	p := &plan{s: s, rules: rules, pod: pod, class: s.classOf(pod, rules)}
 	info := p.class.info
-	info.pod, p.info = pod, &info
+	info.pod, p.info = presenceOf(pod), &info
 	return p.class.invalid == nil && p.answer(n).refusal == 0
 }
 
@@ -30,13 +30,13 @@ func (s *Snapshot) Fits(pod *v1.Pod, nodeName string, rules *Profile) bool {
 func (s *Snapshot) Concern(other *v1.Pod) func(pod *v1.Pod, rules *Profile) bool {
 	theirs, err := termsOf(other)
 	if err != nil {
-		theirs = podTerms{}
+		theirs = noTerms
 	}
 	namespace := s.namespaces[other.Namespace]
 	claims := VolumeClaims(other)
 	return func(pod *v1.Pod, rules *Profile) bool {
 		for i := range theirs.requiredAnti {
-			if theirs.requiredAnti[i].matches(pod, s.namespaces[pod.Namespace]) {
+			if theirs.requiredAnti[i].matches(whoIs(pod), s.namespaces[pod.Namespace]) {
 				return true
 			}
 		}
@@ -51,7 +51,7 @@ func (s *Snapshot) Concern(other *v1.Pod) func(pod *v1.Pod, rules *Profile) bool
 		}
 		concerned := false
 		own.each(func(kind termKind, t *affinityTerm) {
-			concerned = concerned || kind <= repels && t.matches(other, namespace)
+			concerned = concerned || kind <= repels && t.matches(whoIs(other), namespace)
 		})
 		return concerned || pod.Namespace == other.Namespace && spreadFrom(pod, other, rules)
 	}

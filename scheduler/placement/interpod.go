@@ -3,7 +3,6 @@ package placement
 import (
 	"math"
 
-	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 )
 
@@ -75,13 +74,13 @@ type interPod struct {
 func (p *plan) newInterPod() interPod {
 	var ip interPod
 	var repelled int64
-	p.s.groups.each(p.pod, p.namespace, func(g *termGroup) {
+	p.s.groups.each(whoIs(p.pod), p.namespace, func(g *termGroup) {
 		if g.kind == repels {
 			d := p.of(&ip.existingAnti, g.term.topologyKey)
 			repelled += sumDomains(g.perSlot, d.topology, 1, d.counts)
 		}
 	})
-	terms := &p.info.terms
+	terms := p.info.terms
 	ip.idle = repelled == 0 && len(terms.required)+len(terms.requiredAnti) == 0
 	if len(terms.required) > 0 {
 		there := p.s.termCounter(terms.required)
@@ -90,7 +89,7 @@ func (p *plan) newInterPod() interPod {
 			ip.needed += sumDomains(there.perSlot, d.topology, 1, d.counts)
 			ip.affinity = append(ip.affinity, d)
 		}
-		ip.selfMatch = matchesAll(terms.required, p.pod, p.namespace)
+		ip.selfMatch = matchesAll(terms.required, whoIs(p.pod), p.namespace)
 	}
 	for i := range terms.requiredAnti {
 		d := p.newDomainCounts(terms.requiredAnti[i].topologyKey)
@@ -108,12 +107,12 @@ func (p *plan) interTrial(info *podInfo, n *node, delta int64) {
 		return
 	}
 	for i := range info.terms.requiredAnti {
-		if t := &info.terms.requiredAnti[i]; t.matches(p.pod, p.namespace) {
+		if t := &info.terms.requiredAnti[i]; t.matches(whoIs(p.pod), p.namespace) {
 			p.of(&p.inter.existingAnti, t.topologyKey).add(n, delta)
 		}
 	}
-	terms, ns := &p.info.terms, p.s.namespaces[info.pod.Namespace]
-	if matchesAll(terms.required, info.pod, ns) {
+	terms, ns := p.info.terms, p.s.namespaces[info.pod.namespace]
+	if matchesAll(terms.required, info.pod.who, ns) {
 		for i := range p.inter.affinity {
 			if p.inter.affinity[i].add(n, delta) {
 				p.inter.needed += delta
@@ -121,13 +120,13 @@ func (p *plan) interTrial(info *podInfo, n *node, delta int64) {
 		}
 	}
 	for i := range p.inter.anti {
-		if terms.requiredAnti[i].matches(info.pod, ns) {
+		if terms.requiredAnti[i].matches(info.pod.who, ns) {
 			p.inter.anti[i].add(n, delta)
 		}
 	}
 }
 
-func matchesAll(terms []affinityTerm, pod *v1.Pod, namespace labels.Set) bool {
+func matchesAll(terms []affinityTerm, pod who, namespace labels.Set) bool {
 	for i := range terms {
 		if !terms[i].matches(pod, namespace) {
 			return false
@@ -169,7 +168,7 @@ func (p *plan) affinityMet(n *node) bool {
 // interPodScores adds up, per domain, the weights of the soft terms between
 // the planned pod and those that are there, in both directions.
 func (p *plan) interPodScores(found []option, scores []int64) bool {
-	own := &p.info.terms
+	own := p.info.terms
 	if p.rules.IgnorePreferredTermsOfExistingPods && len(own.preferred)+len(own.preferredAnti) == 0 {
 		return false
 	}
@@ -205,7 +204,7 @@ func (p *plan) wishes() (sums domainSums) {
 			sumDomains(perSlot, d.topology, weight, d.counts)
 		}
 	}
-	p.s.groups.each(p.pod, p.namespace, func(g *termGroup) {
+	p.s.groups.each(whoIs(p.pod), p.namespace, func(g *termGroup) {
 		switch g.kind {
 		case needs:
 			add(g.perSlot, g.term.topologyKey, int64(p.rules.HardPodAffinityWeight))
@@ -215,7 +214,7 @@ func (p *plan) wishes() (sums domainSums) {
 			add(g.perSlot, g.term.topologyKey, -g.term.weight)
 		}
 	})
-	own := &p.info.terms
+	own := p.info.terms
 	for i := range own.preferred {
 		add(p.s.termCounter(own.preferred[i:i+1]).perSlot, own.preferred[i].topologyKey, own.preferred[i].weight)
 	}

@@ -18,7 +18,7 @@ import (
 // Preemption is a way to make room: evict the victims, and the pod fits.
 type Preemption struct {
 	Node       string
-	Victims    []*v1.Pod // of lower priority, the most important first
+	Victims    []*v1.Pod // of lower priority, the most important first; see presence.object
 	Violations int       // how many of the evictions break a disruption budget
 }
 
@@ -49,15 +49,15 @@ func (s *Snapshot) Unnominate(uid types.UID) {
 }
 
 // NominatedBelow lists the pods of a priority below the given one for which room
-// is kept on the named node.
+// is kept on the named node; see presence.object.
 func (s *Snapshot) NominatedBelow(nodeName string, limit int32) (below []*v1.Pod) {
 	n := s.nodes[nodeName]
 	if n == nil {
 		return nil
 	}
 	for _, info := range n.nominated {
-		if priority(info.pod) < limit {
-			below = append(below, info.pod)
+		if info.pod.priority < limit {
+			below = append(below, info.pod.object())
 		}
 	}
 	return below
@@ -66,7 +66,7 @@ func (s *Snapshot) NominatedBelow(nodeName string, limit int32) (below []*v1.Pod
 // heldFor lists the pods nominated to the node that go before the planned one.
 func (n *node) heldFor(p *plan) (before []*podInfo) {
 	for _, info := range n.nominated {
-		if info.pod.UID != p.pod.UID && priority(info.pod) >= priority(p.pod) {
+		if info.pod.uid != p.pod.UID && info.pod.priority >= priority(p.pod) {
 			before = append(before, info)
 		}
 	}
@@ -78,7 +78,7 @@ func (n *node) heldFor(p *plan) (before []*podInfo) {
 func (p *plan) arrive(infos []*podInfo, n *node, sign int64) {
 	for _, info := range infos {
 		n.sum(info, sign)
-		p.s.storage.use(info.pod, int(sign))
+		p.s.storage.use(&info.pod, int(sign))
 		if sign > 0 {
 			n.pods = append(n.pods, info)
 		} else {
@@ -91,7 +91,7 @@ func (p *plan) arrive(infos []*podInfo, n *node, sign int64) {
 
 // count changes what the plan knows about domains as if a pod came or went.
 func (p *plan) count(info *podInfo, n *node, sign int64) {
-	p.spreadTrial(info.pod, n, sign)
+	p.spreadTrial(&info.pod, n, sign)
 	p.interTrial(info, n, sign)
 }
 
@@ -200,10 +200,7 @@ func (p *plan) evictionUnderWay(candidates []*node) bool {
 		return false
 	}
 	return slices.ContainsFunc(n.pods, func(info *podInfo) bool {
-		return info.pod.DeletionTimestamp != nil && priority(info.pod) < priority(p.pod) &&
-			slices.ContainsFunc(info.pod.Status.Conditions, func(c v1.PodCondition) bool {
-				return c.Type == v1.DisruptionTarget && c.Status == v1.ConditionTrue && c.Reason == v1.PodReasonPreemptionByScheduler
-			})
+		return info.pod.ending && info.pod.preempted && info.pod.priority < priority(p.pod)
 	})
 }
 
@@ -213,7 +210,7 @@ func (p *plan) evictionUnderWay(candidates []*node) bool {
 func (p *plan) victimsOn(n *node, budgets []budget, tried map[string]int) *Preemption {
 	var lower []*podInfo
 	for _, info := range n.pods {
-		if priority(info.pod) < priority(p.pod) {
+		if info.pod.priority < priority(p.pod) {
 			lower = append(lower, info)
 		}
 	}
@@ -252,7 +249,7 @@ func (p *plan) victimsOn(n *node, budgets []budget, tried map[string]int) *Preem
 	}
 	slices.SortFunc(victims, byImportance)
 	for _, info := range victims {
-		option.Victims = append(option.Victims, info.pod)
+		option.Victims = append(option.Victims, info.pod.object())
 	}
 	return option
 }
@@ -281,9 +278,9 @@ func startNanos(pod *v1.Pod) int64 {
 // byImportance orders pods of higher priority, then older ones, first.
 func byImportance(a, b *podInfo) int {
 	return cmp.Or(
-		cmp.Compare(priority(b.pod), priority(a.pod)),
-		cmp.Compare(startNanos(a.pod), startNanos(b.pod)),
-		cmp.Compare(a.pod.UID, b.pod.UID),
+		cmp.Compare(b.pod.priority, a.pod.priority),
+		cmp.Compare(a.pod.started, b.pod.started),
+		cmp.Compare(a.pod.uid, b.pod.uid),
 	)
 }
 
@@ -306,11 +303,11 @@ func parseBudgets(all []*policyv1.PodDisruptionBudget) []budget {
 }
 
 // covers leaves out pods whose eviction the budget has already counted.
-func (b *budget) covers(pod *v1.Pod) bool {
-	if b.Namespace != pod.Namespace || len(pod.Labels) == 0 || !b.selector.Matches(labels.Set(pod.Labels)) {
+func (b *budget) covers(pod *presence) bool {
+	if b.Namespace != pod.namespace || len(pod.labels) == 0 || !b.selector.Matches(pod.labels) {
 		return false
 	}
-	_, counted := b.Status.DisruptedPods[pod.Name]
+	_, counted := b.Status.DisruptedPods[pod.name]
 	return !counted
 }
 
@@ -324,7 +321,7 @@ func splitByBudgets(infos []*podInfo, budgets []budget) (breaking, free []*podIn
 	for _, info := range infos {
 		broken := false
 		for i := range budgets {
-			if !budgets[i].covers(info.pod) {
+			if !budgets[i].covers(&info.pod) {
 				continue
 			}
 			left[i]--

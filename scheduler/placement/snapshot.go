@@ -60,7 +60,7 @@ type node struct {
 
 // podInfo is a pod with what decisions need of it, computed once.
 type podInfo struct {
-	pod         *v1.Pod
+	pod         presence
 	node        *node
 	index       int // in node.pods
 	request     Resources
@@ -68,7 +68,7 @@ type podInfo struct {
 	scoreMemory int64      // bytes, likewise
 	scoreOther  *Resources // the rest of it; request for most pods
 	ports       []hostPort
-	terms       podTerms
+	terms       *podTerms // noTerms for most pods
 }
 
 // imageState is one image name and the nodes that have it.
@@ -212,7 +212,7 @@ func (s *Snapshot) SetPod(pod *v1.Pod, nodeName string) {
 	s.RemovePod(pod.UID)
 	info, err := newPodInfo(pod, true)
 	if err != nil {
-		info.terms = podTerms{}
+		info.terms = noTerms
 	}
 	s.attach(info, s.ensureNode(nodeName))
 }
@@ -238,7 +238,7 @@ func (s *Snapshot) PodNode(uid types.UID) string {
 
 func newPodInfo(pod *v1.Pod, placed bool) (*podInfo, error) {
 	list := podRequests(pod, placed)
-	info := &podInfo{pod: pod, request: resourcesOf(list), ports: hostPortsOf(pod)}
+	info := &podInfo{pod: presenceOf(pod), request: resourcesOf(list), ports: hostPortsOf(pod)}
 	forScore := scored(pod, placed, list)
 	cpu, memory := forScore[v1.ResourceCPU], forScore[v1.ResourceMemory]
 	info.scoreCPU, info.scoreMemory, info.scoreOther = cpu.MilliValue(), memory.Value(), &info.request
@@ -256,10 +256,10 @@ func (s *Snapshot) attach(info *podInfo, n *node) {
 	n.pods = append(n.pods, info)
 	n.sum(info, 1)
 	s.groups.join(info, n.slot, 1)
-	s.pods[info.pod.UID] = info
-	s.countPod(info.pod, n.slot, 1)
-	s.priorities[priority(info.pod)]++
-	s.storage.use(info.pod, 1)
+	s.pods[info.pod.uid] = info
+	s.countPod(&info.pod, n.slot, 1)
+	s.priorities[info.pod.priority]++
+	s.storage.use(&info.pod, 1)
 	s.touch(n)
 }
 
@@ -272,14 +272,14 @@ func (s *Snapshot) detach(info *podInfo) {
 	n.pods = n.pods[:last]
 	n.sum(info, -1)
 	s.groups.join(info, n.slot, -1)
-	delete(s.pods, info.pod.UID)
-	s.countPod(info.pod, n.slot, -1)
-	if p := priority(info.pod); s.priorities[p] > 1 {
+	delete(s.pods, info.pod.uid)
+	s.countPod(&info.pod, n.slot, -1)
+	if p := info.pod.priority; s.priorities[p] > 1 {
 		s.priorities[p]--
 	} else {
 		delete(s.priorities, p)
 	}
-	s.storage.use(info.pod, -1)
+	s.storage.use(&info.pod, -1)
 	s.touch(n)
 }
 

@@ -25,7 +25,7 @@ func describe(s *Snapshot) string {
 		n := s.nodes[name]
 		var pods, ports []string
 		for _, p := range n.pods {
-			pods = append(pods, p.pod.Name)
+			pods = append(pods, p.pod.name)
 		}
 		for p, k := range n.ports {
 			ports = append(ports, fmt.Sprint(p, k))

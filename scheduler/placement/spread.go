@@ -175,14 +175,14 @@ func (c *hardConstraint) leastFilled(domain int32) int64 {
 }
 
 // spreadTrial counts a pod in, or out, on the node on trial.
-func (p *plan) spreadTrial(pod *v1.Pod, n *node, delta int64) {
-	if len(p.spread) == 0 || pod.Namespace != p.pod.Namespace || pod.DeletionTimestamp != nil ||
+func (p *plan) spreadTrial(pod *presence, n *node, delta int64) {
+	if len(p.spread) == 0 || pod.namespace != p.pod.Namespace || pod.ending ||
 		!inAll(n, len(p.spread), func(i int) *topology { return p.spread[i].topology }) {
 		return
 	}
 	for i := range p.spread {
 		c := &p.spread[i]
-		if !c.selector.Empty() && c.selector.Matches(labels.Set(pod.Labels)) && p.countsIn(&c.constraint, n) {
+		if !c.selector.Empty() && c.selector.Matches(pod.labels) && p.countsIn(&c.constraint, n) {
 			c.add(n, delta)
 		}
 	}

@@ -21,10 +21,10 @@ func (t *affinityTerm) selectsNamespaces() bool { return !matchesNothing(t.names
 
 // matches reports whether pod, whose namespace has the given labels, is one
 // of those that the term speaks of.
-func (t *affinityTerm) matches(pod *v1.Pod, namespace labels.Set) bool {
+func (t *affinityTerm) matches(pod who, namespace labels.Set) bool {
 	in := false
 	for _, ns := range t.namespaces {
-		if ns == pod.Namespace {
+		if ns == pod.namespace {
 			in = true
 			break
 		}
@@ -32,13 +32,16 @@ func (t *affinityTerm) matches(pod *v1.Pod, namespace labels.Set) bool {
 	if !in && !t.namespaceSelector.Matches(namespace) {
 		return false
 	}
-	return t.selector.Matches(labels.Set(pod.Labels))
+	return t.selector.Matches(pod.labels)
 }
 
 // podTerms are all affinity terms of one pod.
 type podTerms struct {
 	required, requiredAnti, preferred, preferredAnti []affinityTerm
 }
+
+// noTerms is what pods without any have. Nobody changes it.
+var noTerms = &podTerms{}
 
 // each calls do for every term.
 func (t *podTerms) each(do func(termKind, *affinityTerm)) {
@@ -52,12 +55,12 @@ func (t *podTerms) each(do func(termKind, *affinityTerm)) {
 // termsOf parses a pod's affinity and anti-affinity to other pods.
 // matchLabelKeys need no care here: the API server merges them into the
 // selector when the pod is created.
-func termsOf(pod *v1.Pod) (podTerms, error) {
-	var out podTerms
+func termsOf(pod *v1.Pod) (*podTerms, error) {
 	a := pod.Spec.Affinity
-	if a == nil {
-		return out, nil
+	if a == nil || a.PodAffinity == nil && a.PodAntiAffinity == nil {
+		return noTerms, nil
 	}
+	out := &podTerms{}
 	var err error
 	if p := a.PodAffinity; p != nil {
 		if out.required, err = requiredTerms(pod, p.RequiredDuringSchedulingIgnoredDuringExecution); err != nil {

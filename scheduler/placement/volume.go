@@ -10,6 +10,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/component-helpers/storage/ephemeral"
 	volumehelpers "k8s.io/component-helpers/storage/volume"
 )
@@ -109,7 +110,7 @@ func (s *Snapshot) newVolumePlan(pod *v1.Pod, rules *Profile) (*volumePlan, *vol
 			return nil, refusal
 		}
 	}
-	vp.attached = vp.st.attachable(pod, claims)
+	vp.attached = vp.st.attachable(pod.Namespace, pod.UID, claims)
 	return vp, nil
 }
 
@@ -272,8 +273,8 @@ func exclusiveDisk(v *v1.Volume) bool {
 func (vp *volumePlan) diskConflict(n *node) bool {
 	for _, disk := range vp.disks {
 		for _, info := range n.pods {
-			for i := range info.pod.Spec.Volumes {
-				if disksConflict(disk, &info.pod.Spec.Volumes[i]) {
+			for i := range info.pod.volumes {
+				if disksConflict(disk, &info.pod.volumes[i]) {
 					return true
 				}
 			}
@@ -301,11 +302,11 @@ func disksConflict(a, b *v1.Volume) bool {
 
 // attachable returns the volumes of CSI drivers that the pod needs, by driver
 // and handle, with their driver.
-func (st *storage) attachable(pod *v1.Pod, claims []VolumeClaim) map[string]string {
+func (st *storage) attachable(namespace string, pod types.UID, claims []VolumeClaim) map[string]string {
 	var out map[string]string
 	for _, c := range claims {
-		claim := st.claim(pod.Namespace + "/" + c.Name)
-		if claim == nil || c.Ephemeral && !metav1.IsControlledBy(claim, pod) {
+		claim := st.claim(namespace + "/" + c.Name)
+		if claim == nil || c.Ephemeral && !controlledBy(claim, pod) {
 			continue
 		}
 		driver, handle := st.csiVolume(claim)
@@ -318,6 +319,11 @@ func (st *storage) attachable(pod *v1.Pod, claims []VolumeClaim) map[string]stri
 		out[driver+"/"+handle] = driver
 	}
 	return out
+}
+
+func controlledBy(claim *v1.PersistentVolumeClaim, pod types.UID) bool {
+	ref := metav1.GetControllerOfNoCopy(claim)
+	return ref != nil && ref.UID == pod
 }
 
 // csiVolume is the driver and the handle of a claim's volume. A volume that is
@@ -354,8 +360,8 @@ func (vp *volumePlan) tooMany(n *node) bool {
 	}
 	there := map[string]string{}
 	for _, info := range n.pods {
-		if len(info.pod.Spec.Volumes) > 0 {
-			for volume, driver := range vp.st.attachable(info.pod, VolumeClaims(info.pod)) {
+		if len(info.pod.volumes) > 0 {
+			for volume, driver := range vp.st.attachable(info.pod.namespace, info.pod.uid, volumeClaims(info.pod.name, info.pod.volumes)) {
 				there[volume] = driver
 			}
 		}

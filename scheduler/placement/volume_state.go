@@ -6,7 +6,6 @@ import (
 	v1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
-	"k8s.io/component-helpers/storage/ephemeral"
 	volumehelpers "k8s.io/component-helpers/storage/volume"
 )
 
@@ -175,10 +174,10 @@ func (s *Snapshot) RemoveAttachment(a *storagev1.VolumeAttachment) {
 }
 
 // use counts delta users of each claim of the pod.
-func (st *storage) use(pod *v1.Pod, delta int) {
-	for i := range pod.Spec.Volumes {
-		if c := pod.Spec.Volumes[i].PersistentVolumeClaim; c != nil {
-			key := pod.Namespace + "/" + c.ClaimName
+func (st *storage) use(pod *presence, delta int) {
+	for i := range pod.volumes {
+		if c := pod.volumes[i].PersistentVolumeClaim; c != nil {
+			key := pod.namespace + "/" + c.ClaimName
 			if st.users[key] += delta; st.users[key] == 0 {
 				delete(st.users, key)
 			}
@@ -209,14 +208,16 @@ type VolumeClaim struct {
 }
 
 // VolumeClaims returns the claims that a pod uses, in the order of its volumes.
-func VolumeClaims(pod *v1.Pod) []VolumeClaim {
+func VolumeClaims(pod *v1.Pod) []VolumeClaim { return volumeClaims(pod.Name, pod.Spec.Volumes) }
+
+func volumeClaims(pod string, volumes []v1.Volume) []VolumeClaim {
 	var out []VolumeClaim
-	for i := range pod.Spec.Volumes {
-		switch v := &pod.Spec.Volumes[i]; {
+	for i := range volumes {
+		switch v := &volumes[i]; {
 		case v.PersistentVolumeClaim != nil:
 			out = append(out, VolumeClaim{Name: v.PersistentVolumeClaim.ClaimName})
 		case v.Ephemeral != nil:
-			out = append(out, VolumeClaim{Name: ephemeral.VolumeClaimName(pod, v), Ephemeral: true})
+			out = append(out, VolumeClaim{Name: pod + "-" + v.Name, Ephemeral: true})
 		}
 	}
 	return out
