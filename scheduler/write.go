@@ -198,7 +198,7 @@ func (all bindings) standing(ctx context.Context, l *loop) bindings {
 // overtaken says why a decision that was not sent yet does not stand any more,
 // and moves it on to the version of the pod that the view shows. l.mu is held.
 func (l *loop) overtaken(b *binding) error {
-	if cur, err := l.view.podLister.Pods(b.pod.Namespace).Get(b.pod.Name); err == nil && cur != b.pod && cur.UID == b.pod.UID && cur.Spec.NodeName == "" {
+	if cur, err := l.view.podLister.Pods(b.pod.Namespace).Get(b.pod.Name); err == nil && cur.ResourceVersion != b.pod.ResourceVersion && cur.UID == b.pod.UID && cur.Spec.NodeName == "" {
 		if err := b.changed(cur); err != nil {
 			return err
 		}

@@ -25,7 +25,10 @@ func PodClaims(pod *corev1.Pod) (names []string) {
 }
 
 func indexByClaim(obj any) ([]string, error) {
-	pod, ok := obj.(*corev1.Pod)
+	if p, ok := obj.(*packed); ok && !p.volumes {
+		return nil, nil
+	}
+	pod, ok := unpacked(obj).(*corev1.Pod)
 	if !ok {
 		return nil, errors.New("controller: the index by claim is for pods only")
 	}

@@ -12,7 +12,11 @@ func PodActive(pod *corev1.Pod) bool { return !PodTerminal(pod) && pod.DeletionT
 
 // PodTerminal says that all containers of the pod have ended for good.
 func PodTerminal(pod *corev1.Pod) bool {
-	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+	return ended(pod.Status.Phase)
+}
+
+func ended(phase corev1.PodPhase) bool {
+	return phase == corev1.PodSucceeded || phase == corev1.PodFailed
 }
 
 // PodTerminating says that the pod is being deleted and has not ended yet.

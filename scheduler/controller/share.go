@@ -1,29 +1,147 @@
 package controller
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"sync"
 	"unique"
+	"weak"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// shares lets the pods of the view have one copy of what is equal in many of them: pods of a template differ in names and a few
-// fields. A pod then takes 1.3 KB instead of 3.2 (BenchmarkViewPod), which is 19 MB in a cluster of 10,000. Nobody may change objects from
-// the view in any case.
+// shares lets the objects of the view have one copy of what is equal in many of them: pods of a template differ in names and a few
+// fields (see packed). Nobody may change objects from the view in any case.
 type shares struct {
-	mu sync.Mutex // guards the rest; held for a look-up
-	// specs and metas are by what they are encoded to. Of each there are two generations: when the young one is
-	// full it becomes the old one, and what is still in use then comes over.
-	specs generations[corev1.PodSpec]
-	metas generations[metav1.ObjectMeta]
-	nodes generations[corev1.Node]
+	mu     sync.Mutex // guards the rest; held for a look-up
+	specs  pool[corev1.PodSpec]
+	metas  pool[metav1.ObjectMeta]
+	states pool[corev1.PodStatus]
+	nodes  generations[corev1.Node]
+	buf    []byte // for encoding
 }
 
-// maxShared is how many templates each generation knows. A pod that is like no other costs an encoded copy
-// until it is forgotten.
+// encoded is what the API's types can do.
+type encoded interface {
+	Size() int
+	MarshalToSizedBuffer([]byte) (int, error)
+}
+
+// pool knows values that are in use, by the hash of what they are encoded to. It holds none of them.
+type pool[T any] struct {
+	known map[[sha256.Size]byte]weak.Pointer[T]
+	clean int // how many there may be before those are forgotten that are not in use any more
+}
+
+// minClean is the least number of values after which a pool looks for those that are not in use any more.
+const minClean = 1024
+
+// of gives the value that is known for this key, which becomes v if there is none.
+func (p *pool[T]) of(key [sha256.Size]byte, v *T) *T {
+	if known := p.known[key].Value(); known != nil {
+		return known
+	}
+	if len(p.known) >= p.clean {
+		for k, w := range p.known {
+			if w.Value() == nil {
+				delete(p.known, k)
+			}
+		}
+		p.clean = max(minClean, 2*len(p.known))
+	}
+	if p.known == nil {
+		p.known = map[[sha256.Size]byte]weak.Pointer[T]{}
+	}
+	p.known[key] = weak.Make(v)
+	return v
+}
+
+// key encodes v and hashes that; ok is false if it does not encode. s.mu is held.
+func (s *shares) key(v encoded) (key [sha256.Size]byte, ok bool) {
+	n := v.Size()
+	if cap(s.buf) < n {
+		s.buf = make([]byte, 2*n)
+	}
+	if _, err := v.MarshalToSizedBuffer(s.buf[:n]); err != nil {
+		return key, false
+	}
+	return sha256.Sum256(s.buf[:n]), true
+}
+
+// appendMessage appends a message and its length before it; 0 for one that says nothing, which takes empty bytes. ok is false
+// if it does not encode.
+func appendMessage(b []byte, v encoded, empty int) (_ []byte, ok bool) {
+	n := v.Size()
+	if n == empty {
+		return append(b, 0), true
+	}
+	b = binary.AppendUvarint(b, uint64(n))
+	at := len(b)
+	b = append(b, make([]byte, n)...)
+	_, err := v.MarshalToSizedBuffer(b[at:])
+	return b, err == nil
+}
+
+var emptyMeta, emptySpec, emptyStatus = (&metav1.ObjectMeta{}).Size(), (&corev1.PodSpec{}).Size(), (&corev1.PodStatus{}).Size()
+
+// pack gives what the view holds of a pod that is slim already, and lets the pod itself, which must be the caller's alone still, be the first
+// that it is unpacked to. One that does not fit is held as it is.
+func (s *shares) pack(pod *corev1.Pod) any {
+	if !packs(pod) {
+		return pod
+	}
+	p := &packed{node: unique.Make(pod.Spec.NodeName), volumes: len(pod.Spec.Volumes) > 0,
+		nameLen: uint8(len(pod.Name)), uidLen: uint8(len(pod.UID)), versionLen: uint8(len(pod.ResourceVersion))}
+	meta, spec, status, own := split(pod)
+	since := epoch(pod)
+	var ok [6]bool
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := append(append(append(make([]byte, 0, 512), pod.Name...), pod.UID...), pod.ResourceVersion...)
+	b = appendTime(binary.AppendUvarint(b, uint64(pod.Generation)), pod.CreationTimestamp.Time, 0)
+	if pod.DeletionTimestamp == nil {
+		b = append(b, 0)
+	} else {
+		b = appendTime(append(b, 1), pod.DeletionTimestamp.Time, since)
+	}
+	b, ok[0] = appendMessage(b, &own.ObjectMeta, emptyMeta)
+	b, ok[1] = appendMessage(b, &own.Spec, emptySpec)
+	b, ok[2] = appendMessage(b, &own.Status, emptyStatus)
+	eachTime(&status, func(t *metav1.Time) {
+		b = appendTime(b, t.Time, since)
+		*t = metav1.Time{}
+	})
+	var keys [3][sha256.Size]byte
+	keys[0], ok[3] = s.key(&meta)
+	keys[1], ok[4] = s.key(&spec)
+	keys[2], ok[5] = s.key(&status)
+	if ok != [6]bool{true, true, true, true, true, true} {
+		return pod
+	}
+	p.own = string(b)
+	p.meta, p.spec, p.status = s.metas.of(keys[0], &meta), s.specs.of(keys[1], &spec), s.states.of(keys[2], &status)
+	p.adopt(pod)
+	return p
+}
+
+// adopt makes a pod that is equal to this one share what it can, and be what is given for it. Nobody else has p yet.
+func (p *packed) adopt(pod *corev1.Pod) {
+	pod.Namespace, pod.GenerateName, pod.Labels, pod.Annotations = p.meta.Namespace, p.meta.GenerateName, p.meta.Labels, p.meta.Annotations
+	pod.OwnerReferences, pod.Finalizers = p.meta.OwnerReferences, p.meta.Finalizers
+	hostname, volumes := pod.Spec.Hostname, pod.Spec.Volumes
+	pod.Spec = *p.spec
+	pod.Spec.Hostname, pod.Spec.Volumes = hostname, volumes
+	p.named(pod)
+	p.cached = weak.Make(pod)
+}
+
+// maxShared is how many kinds of nodes each generation knows.
 const maxShared = 512
 
+// generations are values by what they are encoded to. When the young ones are too many they become the old ones, and what is
+// still in use then comes over.
 type generations[T any] struct{ young, old map[string]*T }
 
 // of gives the first value that had this key, which becomes v's if there was none.
@@ -59,53 +177,9 @@ func (s *shares) shareNode(n *corev1.Node) {
 	n.Labels = labels
 }
 
-// share replaces parts of a pod by equal ones that others have. The pod must be the caller's alone still.
-func (s *shares) share(pod *corev1.Pod) {
-	pod.Namespace, pod.Spec.NodeName = same(pod.Namespace), same(pod.Spec.NodeName)
-	s.shareSpec(pod)
-	s.shareMeta(pod)
-	st := &pod.Status
-	st.Phase, st.QOSClass, st.HostIP = same(st.Phase), same(st.QOSClass), same(st.HostIP)
-	for i := range st.Conditions {
-		c := &st.Conditions[i]
-		c.Type, c.Status, c.Reason = same(c.Type), same(c.Status), same(c.Reason)
-	}
-}
-
 func same[T ~string](v T) T {
 	if v == "" {
 		return ""
 	}
 	return unique.Make(v).Value()
-}
-
-// shareSpec shares all but what differs from pod to pod of a template.
-func (s *shares) shareSpec(pod *corev1.Pod) {
-	own := pod.Spec
-	template := own
-	template.NodeName, template.Hostname, template.Volumes = "", "", nil
-	key, err := template.Marshal()
-	if err != nil {
-		return // it stays as it is
-	}
-	s.mu.Lock()
-	pod.Spec = *s.specs.of(key, &template)
-	s.mu.Unlock()
-	pod.Spec.NodeName, pod.Spec.Hostname, pod.Spec.Volumes = own.NodeName, own.Hostname, own.Volumes
-}
-
-func (s *shares) shareMeta(pod *corev1.Pod) {
-	own := &pod.ObjectMeta
-	template := metav1.ObjectMeta{}
-	template.GenerateName, template.Labels, template.Annotations = own.GenerateName, own.Labels, own.Annotations
-	template.OwnerReferences, template.Finalizers = own.OwnerReferences, own.Finalizers
-	key, err := template.Marshal()
-	if err != nil {
-		return
-	}
-	s.mu.Lock()
-	known := s.metas.of(key, &template)
-	s.mu.Unlock()
-	own.GenerateName, own.Labels, own.Annotations = known.GenerateName, known.Labels, known.Annotations
-	own.OwnerReferences, own.Finalizers = known.OwnerReferences, known.Finalizers
 }

@@ -19,20 +19,24 @@ import (
 // and which are often half of an object. Of pods, it has no more than what
 // decides where they run and how they are: not how their containers are
 // started, nor the volumes that any node can make (see slim). So no controller may
-// update a pod from the view; what it changes it patches. Pods share what is equal
-// in them. Of nodes, it lacks what only their agents and users read (see slimNode), of Leases all but their names and renewal. The factory is not started; it serves one leadership.
+// update a pod from the view; what it changes it patches. Pods are held
+// packed, see there: who reads the same one twice may get two that are equal, so nobody compares pointers, and who keeps many for long keeps
+// of them what it needs (1.3 KB each). Of nodes, it lacks what only their agents and users read (see slimNode), of Leases all but their names and renewal. The factory is not started; it serves one leadership.
 func NewFactory(client kubernetes.Interface) informers.SharedInformerFactory {
-	return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform((&shares{}).strip))
+	return viewFactory{informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform((&shares{}).strip))}
 }
 
 func (s *shares) strip(obj any) (any, error) {
+	if _, done := obj.(*packed); done { // a streamed first list comes here twice
+		return obj, nil
+	}
 	if acc, err := meta.Accessor(obj); err == nil && acc.GetManagedFields() != nil {
 		acc.SetManagedFields(nil)
 	}
 	switch o := obj.(type) {
 	case *corev1.Pod:
 		slim(o)
-		s.share(o)
+		return s.pack(o), nil
 	case *corev1.Node:
 		slimNode(o)
 		s.shareNode(o)
@@ -87,6 +91,11 @@ func slim(pod *corev1.Pod) {
 		for i := range list {
 			c := &list[i]
 			c.ImageID, c.ContainerID, c.VolumeMounts, c.User = "", "", nil, nil
+			for _, t := range []*corev1.ContainerStateTerminated{c.State.Terminated, c.LastTerminationState.Terminated} {
+				if t != nil {
+					t.ContainerID = ""
+				}
+			}
 		}
 	}
 }
@@ -133,6 +142,9 @@ func EnsureIndexes(informer cache.SharedIndexInformer, names ...string) error {
 	if len(add) == 0 {
 		return nil
 	}
+	if pods, ok := informer.(*podInformer); ok {
+		informer = pods.SharedIndexInformer // these look at what it holds
+	}
 	if err := informer.AddIndexers(add); err != nil {
 		return fmt.Errorf("controller: add indexes to the shared view: %w", err)
 	}
@@ -151,15 +163,24 @@ func indexByController(obj any) ([]string, error) {
 }
 
 func indexByNode(obj any) ([]string, error) {
-	pod, ok := obj.(*corev1.Pod)
-	if !ok {
-		return nil, errors.New("controller: the index by node is for pods only")
+	switch o := obj.(type) {
+	case *packed:
+		return []string{o.node.Value()}, nil
+	case *corev1.Pod:
+		return []string{o.Spec.NodeName}, nil
 	}
-	return []string{pod.Spec.NodeName}, nil
+	return nil, errors.New("controller: the index by node is for pods only")
 }
 
 func indexEnded(obj any) ([]string, error) {
-	if pod, ok := obj.(*corev1.Pod); ok && PodTerminal(pod) {
+	var phase corev1.PodPhase
+	switch o := obj.(type) {
+	case *packed:
+		phase = o.status.Phase
+	case *corev1.Pod:
+		phase = o.Status.Phase
+	}
+	if ended(phase) {
 		return []string{KeyEnded}, nil
 	}
 	return nil, nil
