@@ -77,8 +77,8 @@ func (n *node) storeMembers() (out []members.Node) {
 	for _, m := range n.gossip.Members() {
 		o := members.Node{ID: m.Tags[membership.TagID], Name: m.Name, Zone: m.Tags[membership.TagZone],
 			Voter: members.Preference(m.Tags[tagVoter]), For: time.Since(m.Since)}
-		if k := n.desired.Node(m.Name); k != nil {
-			o.Zone, o.Voter = k.Labels[corev1.LabelTopologyZone], members.Preference(k.Labels[members.Label])
+		if n.desired.HasNode(m.Name) {
+			o.Zone, o.Voter = n.desired.NodeLabel(m.Name, corev1.LabelTopologyZone), members.Preference(n.desired.NodeLabel(m.Name, members.Label))
 		}
 		switch m.Verdict {
 		case health.Alive:

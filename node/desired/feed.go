@@ -35,7 +35,7 @@ type table struct {
 	kind Kind
 	make func() object
 	// items by namespace/name; nil: the API said that there is none. Guarded by s.mu.
-	items map[string]object
+	items map[string]held
 	// synced: a list succeeded in this process. Guarded by s.mu.
 	synced bool
 	// open counts watches. Guarded by s.mu.
@@ -43,7 +43,7 @@ type table struct {
 }
 
 func newTable(s *Store, kind Kind, mk func() object) *table {
-	return &table{s: s, kind: kind, make: mk, items: map[string]object{}}
+	return &table{s: s, kind: kind, make: mk, items: map[string]held{}}
 }
 
 func key(o object) string {
@@ -53,7 +53,7 @@ func key(o object) string {
 	return o.GetName()
 }
 
-func same(a, b object) bool {
+func same(a, b held) bool {
 	return a != nil && b != nil && a.GetUID() == b.GetUID() && a.GetResourceVersion() == b.GetResourceVersion() && a.GetResourceVersion() != ""
 }
 
@@ -63,7 +63,7 @@ func (t *table) put(o object) bool {
 		return false
 	}
 	t.s.strip(o) // a reflector does that with a streamed first list only
-	t.items[k] = o
+	t.items[k] = t.s.keep(o)
 	t.s.changed(t.kind, k)
 	return true
 }
@@ -195,6 +195,16 @@ func (s *Store) slim(n *corev1.Node) {
 	n.Status = corev1.NodeStatus{Addresses: n.Status.Addresses}
 }
 
+// is says which node this is: its own Node is held as it is.
+func (s *Store) is(self string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.self = self
+	if h := s.nodes.items[self]; h != nil {
+		s.nodes.items[self] = whole(h)
+	}
+}
+
 // reflectBackoff bounds how long a node takes to notice that the API is back. It asks its own local endpoint, so frequent
 // attempts cost nothing elsewhere.
 func reflectBackoff() *wait.Backoff {
@@ -204,10 +214,10 @@ func reflectBackoff() *wait.Backoff {
 // Run feeds the store from the API until ctx ends, and writes changes to the disk. An unreachable API is no error: Run goes
 // on trying. It returns when all its goroutines have ended; the last changes are then on the disk.
 func (s *Store) Run(ctx context.Context, client kubernetes.Interface, nodeName string) error {
-	s.self = nodeName
 	if err := s.claim(nodeName); err != nil {
 		return fmt.Errorf("desired state of node %s: %w", nodeName, err)
 	}
+	s.is(nodeName)
 	var wg sync.WaitGroup
 	log := logr.FromSlogHandler(demoted{s.log.Handler()})
 	ctx = klog.NewContext(ctx, log)

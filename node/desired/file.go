@@ -156,7 +156,7 @@ func (s *Store) read(tx *bbolt.Tx) error {
 			if err := o.Unmarshal(payload); err != nil {
 				return corrupt("object", err)
 			}
-			t.items[key] = o
+			t.items[key] = s.keep(o)
 			return nil
 		}); err != nil {
 			return err

@@ -110,7 +110,6 @@ func newStore(log *slog.Logger) *Store {
 // list returns the objects of a table in the order of their keys.
 func list[T object](t *table) []T {
 	t.s.mu.RLock()
-	defer t.s.mu.RUnlock()
 	keys := make([]string, 0, len(t.items))
 	for k, o := range t.items {
 		if o != nil {
@@ -118,21 +117,26 @@ func list[T object](t *table) []T {
 		}
 	}
 	sort.Strings(keys)
-	out := make([]T, len(keys))
+	all := make([]held, len(keys))
 	for i, k := range keys {
-		out[i] = t.items[k].(T)
+		all[i] = t.items[k]
+	}
+	t.s.mu.RUnlock()
+	out := make([]T, len(keys))
+	for i, h := range all {
+		out[i] = whole(h).(T)
 	}
 	return out
 }
 
 func get[T object](t *table, key string) (zero T, known bool) {
 	t.s.mu.RLock()
-	defer t.s.mu.RUnlock()
-	o, ok := t.items[key]
-	if o == nil {
+	h, ok := t.items[key]
+	t.s.mu.RUnlock()
+	if h == nil {
 		return zero, ok
 	}
-	return o.(T), true
+	return whole(h).(T), true
 }
 
 // Pods returns the pods bound to this node.
@@ -158,7 +162,8 @@ func (s *Store) EndpointSlices() []*discoveryv1.EndpointSlice {
 	return list[*discoveryv1.EndpointSlice](s.slices)
 }
 
-// Nodes returns all Nodes of the cluster: of the others only their names, labels, addresses and pod ranges.
+// Nodes returns all Nodes of the cluster: of the others only their names, labels, addresses and pod ranges. They are made anew for each call
+// but for this node's own; who asks for one label of many asks NodeLabel.
 func (s *Store) Nodes() []*corev1.Node { return list[*corev1.Node](s.nodes) }
 
 // Count is how many objects of a kind there are.
