@@ -1,90 +1,159 @@
 package host
 
 import (
-	"math"
+	"math/rand/v2"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 )
 
-// Under load the collector leaves as much room as the heap may grow by; without, and while the process starts, memory counts.
-func TestPace(t *testing.T) {
-	node := Pace{Percent: 25, StartPercent: 100, BusyHeap: 144 << 20, LeastRoom: 32 << 20, MostRoom: 96 << 20} // a daemon
-	store := Pace{BusyHeap: 64 << 20, LeastRoom: 32 << 20, MostRoom: 32 << 20}                                 // the same room always
+const mib = 1 << 20
+
+func always(bytes uint64) func(uint64) uint64 { return func(uint64) uint64 { return bytes } }
+
+// daemon is like that of a node with an API.
+func daemon() Pace {
+	p := Pace{Percent: 25, Share: 10, Most: always(160 * mib), CalmAfter: time.Hour}
+	p.setDefaults()
+	return p
+}
+
+// process is one that runs in virtual time: the accounts that the runtime would give.
+type process struct {
+	account
+	mark float64 // nanoseconds of a collection for each byte in use
+}
+
+// collect allocates as much as a percentage allows, at a rate in bytes a second on a number of processors, until the next collection.
+func (p *process) collect(percent int, rate, processors float64) account {
+	room := p.live * uint64(percent) / 100
+	took := time.Duration(float64(room) / rate * float64(time.Second))
+	p.at = p.at.Add(took)
+	p.allocated += room
+	p.used += time.Duration(float64(took) * processors)
+	p.collector += time.Duration(float64(p.live) * p.mark)
+	p.collections++
+	return p.account
+}
+
+func pace(p Pace) *pacer { return &pacer{Pace: p, now: p.Percent} }
+
+// There is as much room as keeps the collector within its share, no less than the floor, no more than the bound.
+func TestRoom(t *testing.T) {
 	for name, c := range map[string]struct {
-		pace       Pace
-		now        int
-		age        time.Duration
-		live, rate uint64 // MiB, and a second
-		want       int
+		live, rate uint64  // MiB, and a second
+		processors float64 // that are used meanwhile
+		burst      bool
+		want       uint64 // MiB
 	}{
-		"idle":              {node, 25, time.Minute, 40, 1, 25},
-		"starting":          {node, 100, 10 * time.Second, 40, 500, 100},
-		"has started":       {node, 100, time.Minute, 40, 1, 25},
-		"busy":              {node, 25, time.Minute, 48, 50, 200},
-		"much to mark":      {node, 25, time.Minute, 64, 50, 125},
-		"too much":          {node, 25, time.Minute, 160, 50, 25}, // least room is less than that
-		"hardly anything":   {node, 25, time.Minute, 16, 50, 600},
-		"no more":           {node, 200, time.Minute, 48, 1, 25},
-		"about the same":    {node, 200, time.Minute, 50, 50, 200},
-		"no longer so":      {node, 200, time.Minute, 72, 50, 100},
-		"nothing in use":    {node, 25, time.Minute, 0, 50, math.MaxInt32},
-		"over the bound":    {node, 25, time.Minute, 128, 50, 25},
-		"least room counts": {node, 25, time.Minute, 112, 50, 28},
-
-		"store: idle":                            {store, 50, time.Minute, 10, 1, 50},
-		"store: starting":                        {store, 50, 10 * time.Second, 10, 500, 50},
-		"store: a small heap":                    {store, 50, time.Minute, 4, 100, 800},
-		"store: not worth a change":              {store, 290, time.Minute, 10, 100, 290},
-		"store: a little larger":                 {store, 400, time.Minute, 11, 100, 290},
-		"store: twice":                           {store, 290, time.Minute, 20, 100, 160},
-		"store: a large heap needs no help":      {store, 160, time.Minute, 500, 100, 50},
-		"store: the bound of the heap gives way": {store, 50, time.Minute, 50, 100, 64},
+		"idle":                         {40, 1, 0.02, false, 10},
+		"Leases of 5,000 nodes":        {120, 20, 0.4, false, 30},
+		"creates":                      {60, 300, 1, false, 94},
+		"creates, on a larger machine": {60, 600, 4, false, 94},
+		"creates, much in use":         {120, 250, 2, false, 157},
+		"lists, much in use":           {100, 400, 1, false, 160},
+		"a list now and then":          {100, 8, 0.1, false, 25},
+		"bindings, a burst":            {60, 200, 2, true, 160},
+		"a burst of nothing":           {60, 1, 0.02, true, 160},
+		"more in use than the bound":   {1000, 1000, 2, false, 250},
+		"nothing in use":               {0, 1000, 2, false, 0},
 	} {
-		c.pace.setDefaults()
-		if got := c.pace.next(c.now, c.age, float64(c.rate<<20), c.live<<20, false); got != c.want {
-			t.Errorf("%s: %d %%, want %d", name, got, c.want)
+		costs := costs{mark: 1}.of(account{}, account{at: time.Time{}.Add(time.Second), allocated: c.rate * mib, used: time.Duration(c.processors * float64(time.Second))})
+		if got := (daemon().room(costs, c.live*mib, c.burst) + mib/2) / mib; got != c.want {
+			t.Errorf("%s: %d MiB, want %d", name, got, c.want)
 		}
 	}
 }
 
-// While a crowd reads, there is the least room; what a user waits for has its own all the same.
-func TestPaceInACrowd(t *testing.T) {
-	crowd := false
-	p := Pace{Percent: 25, BusyHeap: 144 << 20, LeastRoom: 32 << 20, MostRoom: 96 << 20, BurstPercent: 200, BurstMost: 256 << 20, More: func() uint64 { return 64 << 20 }, Crowd: func() bool { return crowd }}
-	p.setDefaults()
-	for _, c := range []struct {
-		crowd, burst bool
-		want         int
-	}{{false, false, 225}, {true, false, 50}, {true, true, 200}} {
-		crowd = c.crowd
-		if got := p.next(25, time.Minute, 200<<20, 64<<20, c.burst); got != c.want {
-			t.Errorf("crowd %v, burst %v: %d %%, want %d", c.crowd, c.burst, got, c.want)
-		}
-	}
-}
-
-// The pacer takes the rate from what was allocated between two collections.
-func TestPacerMeasuresTheRate(t *testing.T) {
-	start := time.Unix(1e9, 0)
-	p := &pacer{Pace: Pace{CalmAfter: time.Hour}, started: start, now: 50, at: start}
-	p.setDefaults()
+// Whatever a process does, the room lies between floor and bound; and when it goes on doing the same, the collector takes its share.
+func TestPaceOfAnyProcess(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	p := pace(daemon())
 	defer p.set(100) // Go's default
-	for i, c := range []struct {
-		after time.Duration
-		alloc uint64 // MiB
-		want  int
-	}{
-		{time.Minute, 10, 50}, {100 * time.Millisecond, 1, 150}, {100 * time.Millisecond, 24, 150}, {time.Minute, 24, 50},
-	} {
-		p.collected(p.at.Add(c.after), 16<<20, p.allocated+c.alloc<<20)
-		if p.now != c.want {
-			t.Errorf("%d: %d %%, want %d", i, p.now, c.want)
+	sim := process{account: account{live: 50 * mib}}
+	for phase := range 200 {
+		sim.mark = 0.5 + 2*r.Float64()
+		sim.live = uint64(1+r.IntN(500)) * mib
+		rate, processors := mib*(0.1+500*r.Float64()*r.Float64()), 0.01+2*r.Float64()
+		var was account
+		for range 30 {
+			was = sim.account
+			p.collected(sim.collect(p.now, rate, processors))
+			room := sim.live * uint64(p.now) / 100
+			if p.now < 25 || room > max(160*mib, sim.live/4) {
+				t.Fatalf("phase %d: room for %d MiB with %d in use (%d %%)", phase, room/mib, sim.live/mib, p.now)
+			}
+		}
+		share := float64(sim.collector-was.collector) / max(float64(sim.used-was.used), least*float64(sim.at.Sub(was.at)))
+		room := sim.live * uint64(p.now) / 100
+		if p.now > 25 && share < 0.095 || room+sim.live/100 < 160*mib && share > 0.105 {
+			t.Errorf("phase %d: the collector takes %.1f %% with room for %d MiB and %d in use", phase, 100*share, room/mib, sim.live/mib)
 		}
 	}
-	if p.calm == nil || !p.calm.Stop() {
+	p.calm.Stop()
+}
+
+// A load has its room with the next collection, and what comes after it loses that with the first.
+func TestPaceFollowsTheLoad(t *testing.T) {
+	p := pace(daemon())
+	defer p.set(100) // Go's default
+	sim := process{account: account{live: 60 * mib}, mark: 1}
+	steps := func(n int, rate, processors float64) (took time.Duration) {
+		from := sim.at
+		for range n {
+			p.collected(sim.collect(p.now, rate*mib, processors))
+		}
+		return sim.at.Sub(from)
+	}
+	steps(5, 0.3, 0.02)
+	if p.now != 25 || p.calm != nil {
+		t.Fatalf("idle: %d %%", p.now)
+	}
+	if took := steps(1, 300, 1); p.now < 150 || took > 200*time.Millisecond {
+		t.Errorf("under load: %d %% after %v", p.now, took)
+	}
+	if p.calm == nil {
+		t.Fatal("memory is not given back after the load")
+	}
+	if steps(1, 0.3, 0.02); p.now != 25 {
+		t.Errorf("after the load: %d %%", p.now)
+	}
+	if !p.calm.Stop() {
 		t.Error("memory is not given back after the load")
 	}
+	// The heap grows under load: marking takes longer, up to the bound.
+	for sim.live = 60 * mib; sim.live < 1000*mib; sim.live += 20 * mib {
+		steps(1, 300, 1)
+	}
+	if steps(1, 300, 1); p.now != 25 {
+		t.Errorf("with 1,000 MiB in use: %d %%", p.now)
+	}
+	p.calm.Stop()
+}
+
+// What is asked for the bound counts at once, in a burst as well.
+func TestPaceIsBounded(t *testing.T) {
+	most := uint64(160 * mib)
+	d := daemon()
+	d.Most = func(uint64) uint64 { return most }
+	p := pace(d)
+	defer p.set(100) // Go's default
+	sim := process{account: account{live: 64 * mib}, mark: 1}
+	for range 3 {
+		p.collected(sim.collect(p.now, 400*mib, 1))
+	}
+	if p.now < 200 {
+		t.Errorf("under load: %d %%", p.now)
+	}
+	most = 32 * mib
+	p.burst = sim.at.Add(time.Hour)
+	if p.collected(sim.collect(p.now, 400*mib, 1)); p.now != 50 {
+		t.Errorf("with less room: %d %%", p.now)
+	}
+	p.calm.Stop()
 }
 
 func TestPaceIsChecked(t *testing.T) {
@@ -96,68 +165,61 @@ func TestPaceIsChecked(t *testing.T) {
 	if err := p.Validate(); err != nil {
 		t.Error(err)
 	}
-	err := Pace{Percent: -1, StartPercent: 1, LeastRoom: 3, MostRoom: 2, BusyHeap: 1, StartFor: -1, BurstPercent: -2}.Validate()
-	for _, what := range []string{"Percent -1", "BurstPercent -2", "BusyRate", "LeastRoom 3", "BusyHeap 1", "StartFor"} {
+	err := Pace{Percent: -1, Share: -2, BurstFor: -3, CalmAfter: -4}.Validate()
+	for _, what := range []string{"Percent -1", "Share -2", "Most", "BurstFor -3ns", "CalmAfter -4ns"} {
 		if err == nil || !strings.Contains(err.Error(), what) {
 			t.Errorf("%v, nothing about %s", err, what)
 		}
 	}
 }
 
-// With more room for a burst, it is given in a burst alone.
-func TestPaceOfABurst(t *testing.T) {
-	p := Pace{More: func() uint64 { return 64 << 20 }}
-	p.setDefaults()
-	const live = 200 << 20
-	p.Percent = 25
-	if got := p.next(25, time.Hour, 20<<20, live, false); got != 25 {
-		t.Errorf("under load: %d %%", got)
-	}
-	if got := p.next(25, time.Hour, 200<<20, live, false); got != 44 { // 24 MiB and 64 more of 200
-		t.Errorf("in a burst: %d %%, want 44", got)
-	}
-}
-
 // Told of a burst, the collector leaves room at once, within the bound, and takes it back when it is over.
 func TestPaceWhenTold(t *testing.T) {
-	start := time.Unix(1e9, 0)
-	p := &pacer{Pace: Pace{Percent: 25, BurstPercent: 200, BurstMost: 128 << 20, CalmAfter: time.Hour}, started: start, now: 25}
-	p.setDefaults()
+	p := pace(daemon())
+	p.BurstFor = 2 * time.Second
 	defer p.set(100) // Go's default
-	at := start.Add(time.Second)
-	live := func(mib uint64) func() (uint64, uint64) {
-		return func() (uint64, uint64) { return mib << 20, mib << 20 }
+	at := time.Unix(1e9, 0)
+	live := func(n uint64) func() account {
+		return func() account { return account{live: n * mib} }
 	}
-	if p.hurry(at, live(32)); p.now != 200 {
-		t.Errorf("while it starts: %d %%, want 200", p.now)
-	}
-	p.set(25)
-	at = start.Add(time.Minute)
-	if p.hurry(at, live(32)); p.now != 200 {
-		t.Errorf("at the beginning of a burst: %d %%, want 200", p.now)
+	if p.hurry(at, live(40)); p.now != 400 {
+		t.Errorf("at the beginning of a burst: %d %%, want 400", p.now)
 	}
 	if p.calm == nil {
-		t.Error("memory is not given back after the burst")
+		t.Fatal("memory is not given back after the burst")
 	}
-	p.hurry(at.Add(time.Second), func() (uint64, uint64) { t.Error("a burst that goes on is looked at"); return 0, 0 })
-	p.collected(at.Add(2*time.Second), 128<<20, 1<<30)
-	if p.now != 100 {
-		t.Errorf("with much in use: %d %%, want 100: no more than the bound", p.now)
+	p.hurry(at.Add(time.Second), func() account { t.Error("a burst that goes on is looked at"); return account{} })
+	p.collected(account{at: at.Add(2 * time.Second), live: 80 * mib, allocated: 160 * mib, collections: 1, collector: 80 * time.Millisecond})
+	if p.now != 200 {
+		t.Errorf("with more in use: %d %%, want 200: no more than the bound", p.now)
 	}
-	p.collected(at.Add(time.Minute), 128<<20, 1<<30)
+	p.collected(account{at: at.Add(time.Minute), live: 80 * mib, allocated: 200 * mib, collections: 2, collector: 160 * time.Millisecond})
 	if p.now != 25 {
 		t.Errorf("after the burst: %d %%", p.now)
 	}
 	if !p.calm.Stop() {
 		t.Error("memory is not given back after the burst")
 	}
-	at = at.Add(time.Hour)
-	if p.hurry(at, func() (uint64, uint64) { return 32 << 20, 48 << 20 }); p.now != 250 {
-		t.Errorf("with 16 MiB of garbage at the beginning: %d %%, want 250", p.now)
+}
+
+// The runtime's own figures make sense: a collection takes time and tells what is in use.
+func TestAccountOfTheRuntime(t *testing.T) {
+	keep := make([]*[64]byte, 1<<16)
+	for i := range keep {
+		keep[i] = new([64]byte)
 	}
-	p.set(25)
-	if p.hurry(at.Add(time.Minute), func() (uint64, uint64) { return 64 << 20, 128 << 20 }); p.now != 200 {
-		t.Errorf("with as much garbage: %d %%, want 200: no more than the bound", p.now)
+	was := collectAndTake()
+	is := collectAndTake()
+	if is.collections <= was.collections || is.collector <= was.collector || is.used < was.used || is.allocated < was.allocated || is.live < 64<<16 {
+		t.Errorf("%+v, after that %+v", was, is)
 	}
-	p.calm.Stop()
+	if c := (costs{}).of(was, is); c.mark <= 0 || c.mark > 1000 {
+		t.Errorf("%v ns for each byte", c.mark)
+	}
+	runtime.KeepAlive(keep)
+}
+
+func collectAndTake() account {
+	runtime.GC()
+	return takeAccount()
 }

@@ -75,7 +75,7 @@ func (n *node) reign(ctx context.Context, term uint64) error {
 		if err != nil {
 			return err
 		}
-		sc.Binder = &hurried{Binder: binder}
+		sc.Binder = hurried{binder}
 		if sc.Events, err = srv.Events("skein-scheduler", decorate); err != nil {
 			return err
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"path/filepath"
 	"runtime/debug"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,85 +19,76 @@ const (
 	// gcPercent trades a little CPU for memory: an idle node has CPU to spare, and an edge node little memory. An idle leader allocates some
 	// 300 KB a second, so it collects about once in half a minute, for 50 ms.
 	gcPercent = 25
-	// startPercent is in force while a node with a large store (largeStore bytes) starts, which allocates five times what stays of it: with gcPercent a third of
-	// that would be collecting. It leaves 4 MB more that are in use in part; with a small store, where a start is short anyway, they count.
-	startPercent = 100
-	largeStore   = 8 << 20
-	// busyHeap, leastRoom and mostRoom rule under load (host.Pace). The collector marks some 40 MB in a node with an API, and half as much again for
-	// 10,000 pods. A pod's creation allocates some 300 KB, a list of 500 a few MB.
-	busyHeap  = 144 << 20
-	leastRoom = 32 << 20
-	mostRoom  = 96 << 20
-	// roomPerNode is how much more may be allocated between two collections in a burst, for each node of the cluster: a leader has some 20 KB in use
-	// for each and its pods, and with thousands of them would do little else than mark that.
-	roomPerNode = 16 << 10
-	// burstPercent of what is in use may be allocated between two collections while a leader binds at least burstOf pods a second: marking is
-	// half of what a binding costs without. burstMost bounds it, and so does the machine: one part of its memory in burstPart.
-	burstPercent = 200
-	burstMost    = 256 << 20
-	burstPart    = 32
-	burstOf      = 32
-	// crowd is how many first lists of watches are streamed at once when memory counts more than processor time: clients that all come back, after a
-	// change of the leader or a restart, wait for each other anyway.
-	crowd = 8
+	// gcShare of the CPU that a node uses may go to the collector. A pod's creation allocates some 300 KB in a millisecond, a list of 500 a few MB in five, and
+	// marking 60 MB takes 60 ms.
+	gcShare = 7
+	// heapMost is how large the heap may become under load, so long as that leaves leastRoom to mostRoom to be allocated between two collections, and no more than
+	// one part of the machine's memory in roomPart.
+	heapMost  = 224 << 20
+	leastRoom = 64 << 20
+	mostRoom  = 160 << 20
+	roomPart  = 32
+	// burstOf pods bound at once have waited, as when nodes come: that is soon done, and marking would be a third of what it costs. Pods that are just created
+	// come a few at a time; what stays of them lies scattered among the garbage of as much as there is room for, and those pages never become free.
+	burstOf = 64
+	// A node with a large store (largeStore bytes) allocates five times what stays of it while it starts; without startRoom a third of that would be collecting. It leaves
+	// 4 MB more that are in use in part, because what stays lies scattered among what does not; with a small store, where a start is short anyway, they count.
+	startRoom  = 40 << 20
+	largeStore = 8 << 20
+	// started is how long after it is ready a node has started.
+	started = 3 * time.Second
+	// crowdRoom is the room while at least crowd first lists of watches are streamed, when memory counts more than processor time: clients that all come back, after
+	// a change of the leader or a restart, wait for each other anyway.
+	crowd     = 8
+	crowdRoom = 32 << 20
 	// calmAfter a load its memory is given back.
 	calmAfter = 10 * time.Second
-	// trimAfter is when start-up is over and what only it used can be given back.
+	// trimAfter is when what only start-up used can be given back.
 	trimAfter = 10 * time.Second
 	// trimEvery is how often what was read of files is given back. That takes about a millisecond, and as long again to come back.
 	trimEvery = time.Minute
 )
 
-// clusterSize is how many nodes there are, as far as this process knows: the collector is the process's.
-var clusterSize atomic.Uint64
+// starting tells that this process has not started yet: it has one heap.
+var starting atomic.Bool
 
 // tuneRuntime sets the collector, unless the operator did, and calms the runtime's monitor thread.
 func tuneRuntime(stateDir string) error {
-	start := gcPercent
+	starting.Store(true)
+	first := uint64(0)
 	if storeSize(stateDir) >= largeStore {
-		start = startPercent
+		first = startRoom
 	}
-	return host.Tune(host.Pace{Percent: gcPercent, StartPercent: start, BusyHeap: busyHeap, LeastRoom: leastRoom, MostRoom: mostRoom, CalmAfter: calmAfter,
-		BurstPercent: burstPercent, BurstMost: burstRoom(),
-		More:  func() uint64 { return clusterSize.Load() * roomPerNode },
-		Crowd: func() bool { return fanout.Walking() >= crowd }})
+	part := uint64(mostRoom)
+	var i unix.Sysinfo_t
+	if unix.Sysinfo(&i) == nil {
+		part = uint64(i.Totalram) * uint64(i.Unit) / roomPart
+	}
+	return host.Tune(host.Pace{Percent: gcPercent, Share: gcShare, CalmAfter: calmAfter, Most: func(live uint64) uint64 {
+		switch {
+		case starting.Load():
+			return first
+		case fanout.Walking() >= crowd:
+			return min(part, crowdRoom)
+		}
+		return min(part, underLoad(live))
+	}})
 }
 
-// burstRoom is what may be allocated between two collections in a burst, in bytes.
-func burstRoom() uint64 {
-	var i unix.Sysinfo_t
-	if unix.Sysinfo(&i) != nil {
-		return leastRoom
-	}
-	return max(leastRoom, min(burstMost, uint64(i.Totalram)*uint64(i.Unit)/burstPart))
+// underLoad is how many bytes may be allocated between two collections, with so many in use.
+func underLoad(live uint64) uint64 {
+	return min(mostRoom, max(leastRoom, heapMost-min(live, heapMost)))
 }
 
 // hurried is a Binder that says when there is a burst of bindings.
-type hurried struct {
-	scheduler.Binder
-
-	mu    sync.Mutex // guards the rest
-	since time.Time
-	n     int // pods since then
-}
+type hurried struct{ scheduler.Binder }
 
 // Bind implements scheduler.Binder.
-func (h *hurried) Bind(ctx context.Context, all []*corev1.Binding, done func(i int, err error)) {
-	if h.many(time.Now(), len(all)) {
+func (h hurried) Bind(ctx context.Context, all []*corev1.Binding, done func(i int, err error)) {
+	if len(all) >= burstOf {
 		host.Burst()
 	}
 	h.Binder.Bind(ctx, all, done)
-}
-
-// many counts pods, and tells whether there are many a second.
-func (h *hurried) many(now time.Time, n int) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if now.Sub(h.since) > time.Second {
-		h.since, h.n = now, 0
-	}
-	h.n += n
-	return h.n >= burstOf
 }
 
 // storeSize is how much of the disk the files take that replicas on this node keep the store in, in bytes. They have holes.
@@ -118,6 +108,9 @@ func storeSize(stateDir string) (n int64) {
 func (n *node) trimMemory(ctx context.Context) error {
 	if n.awaitReady(ctx) != nil {
 		return nil
+	}
+	if pause(ctx, started) {
+		starting.Store(false)
 	}
 	for pause(ctx, trimAfter) {
 		debug.FreeOSMemory()

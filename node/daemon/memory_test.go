@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 )
 
 // The holes of a file do not count.
@@ -34,21 +33,11 @@ func TestStoreSize(t *testing.T) {
 	}
 }
 
-// Bindings are a burst when there are many a second, in whatever batches.
-func TestBurstOfBindings(t *testing.T) {
-	var h hurried
-	now := time.Unix(1e9, 0)
-	for i, c := range []struct {
-		after time.Duration
-		n     int
-		want  bool
-	}{{0, 31, false}, {time.Millisecond, 1, true}, {2 * time.Second, 1, false}, {2 * time.Second, 128, true}, {100 * time.Millisecond, 1, true}, {time.Hour, 5, false}} {
-		now = now.Add(c.after)
-		if got := h.many(now, c.n); got != c.want {
-			t.Errorf("%d: %v", i, got)
+// The heap has its bound, so long as there is room.
+func TestRoomUnderLoad(t *testing.T) {
+	for live, want := range map[uint64]uint64{0: 160, 40: 160, 64: 160, 100: 124, 160: 64, 1000: 64} {
+		if got := underLoad(live<<20) >> 20; got != want {
+			t.Errorf("with %d MiB in use: %d MiB, want %d", live, got, want)
 		}
-	}
-	if r := burstRoom(); r < leastRoom || r > burstMost {
-		t.Errorf("%d bytes of room", r)
 	}
 }

@@ -154,7 +154,6 @@ func (w *network) Run(ctx context.Context) error {
 
 // learn takes note of nodes that changed, and reports whether that is anything to the routes.
 func (w *network) learn(names []string) (changed bool) {
-	clusterSize.Store(uint64(w.n.desired.Count(desired.Nodes)))
 	for _, name := range names {
 		o := w.n.desired.Node(name)
 		if name == w.n.cfg.Name {
