@@ -32,6 +32,22 @@ func TestOnlyWhatHelpsWakes(t *testing.T) {
 	remove := func(w *fake.Clientset, name string) error {
 		return w.Tracker().Delete(v1.SchemeGroupVersion.WithResource("pods"), "default", name)
 	}
+	end := func(w *fake.Clientset, name string) error {
+		pods := v1.SchemeGroupVersion.WithResource("pods")
+		obj, err := w.Tracker().Get(pods, "default", name)
+		if err != nil {
+			return err
+		}
+		pod, now := obj.(*v1.Pod).DeepCopy(), metav1.Now()
+		pod.DeletionTimestamp = &now
+		return w.Tracker().Update(pods, pod, "default")
+	}
+	three := int32(3)
+	spread := func(p *v1.Pod) {
+		p.Labels = web
+		p.Spec.TopologySpreadConstraints = []v1.TopologySpreadConstraint{{MaxSkew: 1, MinDomains: &three, TopologyKey: v1.LabelHostname,
+			WhenUnsatisfiable: v1.DoNotSchedule, LabelSelector: &metav1.LabelSelector{MatchLabels: web}}}
+	}
 	for _, tc := range []struct {
 		name        string
 		pod         *v1.Pod
@@ -45,6 +61,14 @@ func TestOnlyWhatHelpsWakes(t *testing.T) {
 			testPod("p", "500m", antiWeb),
 			func(c *fake.Clientset) error { return remove(c, "large") },
 			func(c *fake.Clientset) error { return remove(c, "web") }},
+		{"the pod to keep away from begins to end, then has ended",
+			testPod("p", "500m", antiWeb),
+			func(c *fake.Clientset) error { return end(c, "web") },
+			func(c *fake.Clientset) error { return remove(c, "web") }},
+		{"a pod of another kind begins to end, then one that this is spread from",
+			testPod("p", "500m", spread),
+			func(c *fake.Clientset) error { return end(c, "large") },
+			func(c *fake.Clientset) error { return end(c, "web") }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

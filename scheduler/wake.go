@@ -26,7 +26,7 @@ var helpers = map[placement.Filter]queue.Event{
 	placement.NodeVolumeLimits:   queue.NodeAdded | queue.PodGone | queue.PodClaims | queue.CSI,
 	placement.VolumeBinding:      queue.NodeAdded | queue.NodeLabels | queue.PodClaims | queue.Volumes | queue.StorageClasses | queue.CSI,
 	placement.VolumeZone:         queue.NodeAdded | queue.NodeLabels | queue.PodClaims | queue.Volumes | queue.StorageClasses,
-	placement.PodTopologySpread:  queue.Topology | queue.NodeRemoved | queue.PodPlaced | queue.PeerGone | queue.PodLabels,
+	placement.PodTopologySpread:  queue.Topology | queue.NodeRemoved | queue.PodPlaced | queue.PeerGone | queue.PodLabels | queue.PodEnding,
 	placement.InterPodAffinity:   queue.Topology | queue.PodPlaced | queue.PeerGone | queue.PodLabels | queue.NamespaceLabels,
 	placement.DynamicResources: queue.NodeAdded | queue.NodeLabels | queue.NodeAllocatable |
 		queue.ResourceClaims | queue.DeviceClasses | queue.DeviceSlices,
@@ -105,8 +105,11 @@ func (l *loop) moveIf(ev queue.Event, may func(*v1.Pod) bool) {
 // placedPodChange says what about a bound pod changed that waiting pods may
 // care for.
 func placedPodChange(old, cur *v1.Pod) (ev queue.Event) {
-	if !maps.Equal(old.Labels, cur.Labels) || old.DeletionTimestamp == nil && cur.DeletionTimestamp != nil {
+	if !maps.Equal(old.Labels, cur.Labels) {
 		ev |= queue.PodLabels
+	}
+	if old.DeletionTimestamp == nil && cur.DeletionTimestamp != nil {
+		ev |= queue.PodEnding
 	}
 	before, after := placement.PodRequest(old, true), placement.PodRequest(cur, true)
 	if after.MilliCPU < before.MilliCPU || after.Memory < before.Memory || after.EphemeralStorage < before.EphemeralStorage {

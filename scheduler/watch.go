@@ -238,10 +238,10 @@ func (l *loop) podPlaced(old, cur *v1.Pod) {
 		return
 	}
 	ev := placedPodChange(old, cur)
-	if ev&queue.PodLabels != 0 && !maps.Equal(old.Labels, cur.Labels) {
+	if ev&queue.PodLabels != 0 {
 		l.movePeers(queue.PodLabels, old)
 	}
-	l.movePeers(ev&queue.PodLabels, cur)
+	l.movePeers(ev&(queue.PodLabels|queue.PodEnding), cur)
 	l.moveAt(ev&queue.PodShrunk, cur.Spec.NodeName)
 }
 

@@ -55,7 +55,8 @@ const (
 	PodGone                           // a bound pod has ended, or was not bound after all: there is room on its node
 	PeerGone                          // the same, for those who kept away from it, or from its kind
 	PodShrunk                         // a bound pod requests less
-	PodLabels                         // a bound pod's labels changed, or it began to end
+	PodLabels                         // a bound pod's labels changed
+	PodEnding                         // a bound pod began to end: it is not spread from any more, though its node is as full as before
 	NamespaceLabels                   // a namespace's labels changed
 	Services                          // what pods are spread by changed
 	PodClaims                         // a volume claim of the pod is new or changed

@@ -159,20 +159,26 @@ func key(what string, nodes int) string { return fmt.Sprintf("%d nodes: %s", nod
 
 func (r *run) workload(ctx context.Context, d *side, w workload, nodes, pods int) error {
 	if w.alone {
-		pods = min(pods, nodes*45/100) // of two measures, and the first ones
+		pods = min(pods, nodes*4/5) // with the first ones they fill the nodes, as upstream's do
 	}
 	if w.fill != nil {
 		pods = nodes / 2
 		if err := r.placed(ctx, d, 4*nodes, "fill", w.fill); err != nil {
 			return err
 		}
-	} else if w.first > 0 {
-		if err := r.placed(ctx, d, pods*w.first/1000, "first", w.pod); err != nil {
-			return err
-		}
+	} else if err := r.first(ctx, d, w, pods); err != nil {
+		return err
 	}
 	if w.fill == nil && !w.churn {
 		if err := r.release(ctx, d, w, nodes, pods); err != nil {
+			return err
+		}
+	}
+	if w.alone { // there is room for one measure
+		if err := d.clear(ctx); err != nil {
+			return err
+		}
+		if err := r.first(ctx, d, w, pods); err != nil {
 			return err
 		}
 	}
@@ -183,6 +189,14 @@ func (r *run) workload(ctx context.Context, d *side, w workload, nodes, pods int
 		return err
 	}
 	return d.clear(ctx)
+}
+
+// first places the pods that are there before the measure of so many begins.
+func (r *run) first(ctx context.Context, d *side, w workload, pods int) error {
+	if w.first == 0 {
+		return nil
+	}
+	return r.placed(ctx, d, pods*w.first/1000, "first", w.pod)
 }
 
 // placed makes pods and waits until they are bound.

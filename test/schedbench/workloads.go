@@ -39,7 +39,7 @@ func workloads() []workload {
 	return []workload{
 		{name: "basic", from: "SchedulingBasic", pod: plain, first: 100},
 		{name: "affinity", from: "SchedulingPodAffinity", pod: withAffinity, first: 100},
-		{name: "antiaffinity", from: "SchedulingPodAntiAffinity", pod: withAntiAffinity, first: 100, alone: true},
+		{name: "antiaffinity", from: "SchedulingPodAntiAffinity", pod: withAntiAffinity, first: 250, alone: true},
 		{name: "spread", from: "TopologySpreading", pod: withSpread, first: 100},
 		{name: "churn", from: "SchedulingWithMixedChurn", pod: plain, churn: true},
 		{name: "preemption", from: "PreemptionBasic", pod: important, fill: filler},
