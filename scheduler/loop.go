@@ -36,9 +36,11 @@ type loop struct {
 	snapshot *placement.Snapshot
 	queue    *queue.Queue
 	assumed  map[types.UID]assumption
-	volumes  volumeWork
-	devices  deviceView
-	rnd      *rand.Rand
+	// evictions are those that the view does not show yet.
+	evictions evictions
+	volumes   volumeWork
+	devices   deviceView
+	rnd       *rand.Rand
 	// turns counts what may make void what was decided before: a node that went,
 	// or takes less or others, a claim that goes.
 	turns uint64
@@ -81,12 +83,13 @@ func newLoop(cfg Config, deps controller.Deps) *loop {
 		wake:     make(chan struct{}, 1),
 		jobs:     make(chan job, cfg.BindWorkers),
 
-		snapshot: placement.NewSnapshot(),
-		queue:    queue.New(cfg.Queue),
-		assumed:  map[types.UID]assumption{},
-		volumes:  newVolumeWork(deps.Factory),
-		devices:  newDeviceView(deps.Factory),
-		rnd:      rand.New(rand.NewPCG(cfg.Seed, 0)),
+		snapshot:  placement.NewSnapshot(),
+		queue:     queue.New(cfg.Queue),
+		assumed:   map[types.UID]assumption{},
+		evictions: evictions{},
+		volumes:   newVolumeWork(deps.Factory),
+		devices:   newDeviceView(deps.Factory),
+		rnd:       rand.New(rand.NewPCG(cfg.Seed, 0)),
 	}
 }
 
@@ -196,7 +199,8 @@ func (l *loop) plan() (jobs []job, next time.Time, timed bool) {
 // decide plans one popped pod and notes the decision as if it were carried
 // out. l.mu is held.
 func (l *loop) decide(pod *v1.Pod, now time.Time) job {
-	req := placement.Request{Pod: pod, Profile: l.profiles[pod.Spec.SchedulerName].profile, Peers: l.view.peers(pod), Budgets: l.view.budgets(pod), Now: now}
+	req := placement.Request{Pod: pod, Profile: l.profiles[pod.Spec.SchedulerName].profile, Peers: l.view.peers(pod), Budgets: l.view.budgets(pod), Now: now,
+		Evicting: l.evictions.underWay(pod.UID, l.snapshot)}
 	decision, err := l.snapshot.Place(req, l.rnd)
 	switch {
 	case err != nil:
@@ -208,8 +212,13 @@ func (l *loop) decide(pod *v1.Pod, now time.Time) job {
 			l.queue.Failed(pod.UID, now)
 			return failure{pod: pod, reason: v1.PodReasonSchedulerError, message: err.Error()}
 		}
+		kept := l.snapshot.NominatedTo(pod)
 		l.snapshot.Unnominate(pod.UID)
+		delete(l.evictions, pod.UID)
 		l.snapshot.SetPod(pod, decision.Node)
+		if kept != "" && kept != decision.Node {
+			l.moveAt(queue.PodGone, kept) // nothing is kept for it there any more
+		}
 		l.assumed[pod.UID] = assumption{pod: pod, node: decision.Node}
 		l.reserveDevices(pod, decision)
 		if bindings != nil {
@@ -221,8 +230,9 @@ func (l *loop) decide(pod *v1.Pod, now time.Time) job {
 	var displaced []*v1.Pod
 	switch {
 	case decision.Preempt != nil:
-		displaced = l.displace(pod, decision.Preempt, now)
+		displaced = l.displace(pod, decision.Preempt)
 		l.snapshot.Nominate(pod, decision.Preempt.Node)
+		l.evictions.chose(pod, decision.Preempt)
 	case !decision.Refusal.EvictionUnderWay:
 		l.snapshot.Unnominate(pod.UID)
 	}
@@ -234,9 +244,9 @@ func (l *loop) decide(pod *v1.Pod, now time.Time) job {
 }
 
 // displace gives up what is kept for less important pods on the node that pod
-// gets by evictions: they may not fit there any more, and look for another one
-// now rather than when those have ended. l.mu is held.
-func (l *loop) displace(pod *v1.Pod, p *placement.Preemption, now time.Time) []*v1.Pod {
+// gets by evictions: they may not fit there any more. They look for another one
+// when their status says so, rather than when those have ended. l.mu is held.
+func (l *loop) displace(pod *v1.Pod, p *placement.Preemption) []*v1.Pod {
 	ending := func(victim *v1.Pod) bool { return victim.DeletionTimestamp != nil }
 	if !slices.ContainsFunc(p.Victims, func(v *v1.Pod) bool { return !ending(v) }) {
 		return nil // nothing new is evicted: that was done when the first was
@@ -244,7 +254,7 @@ func (l *loop) displace(pod *v1.Pod, p *placement.Preemption, now time.Time) []*
 	below := l.snapshot.NominatedBelow(p.Node, corev1helpers.PodPriority(pod))
 	for _, low := range below {
 		l.snapshot.Unnominate(low.UID)
-		l.queue.Retry(low.UID, now)
+		delete(l.evictions, low.UID)
 	}
 	return below
 }

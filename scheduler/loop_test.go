@@ -36,7 +36,7 @@ func placing(t *testing.T, client *fake.Clientset, health *fakeHealth, edit ...f
 		fn(&cfg)
 	}
 	cfg.setDefaults()
-	l := newLoop(cfg, controller.Deps{Client: client, Factory: cfg.Factory, Recorder: cfg.Recorder})
+	l := newLoop(cfg, controller.Deps{Client: cfg.Client, Factory: cfg.Factory, Recorder: cfg.Recorder})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	cfg.Factory.Start(ctx.Done())
@@ -266,7 +266,7 @@ func TestLateNewsOfABoundPod(t *testing.T) {
 	client := newClient(nil)
 	cfg := Config{Client: client, Health: newHealth(), Recorder: func(string) record.EventRecorder { return record.NewFakeRecorder(10) }}
 	cfg.setDefaults()
-	l := newLoop(cfg, controller.Deps{Client: client, Factory: cfg.Factory, Recorder: cfg.Recorder})
+	l := newLoop(cfg, controller.Deps{Client: cfg.Client, Factory: cfg.Factory, Recorder: cfg.Recorder})
 	l.nodeChanged(nil, testNode("a", "4"))
 	pod := testPod("p", "1")
 	l.podChanged(nil, pod)

@@ -1,8 +1,12 @@
 package scheduler
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,7 +15,10 @@ import (
 	resourceapi "k8s.io/api/resource/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	clienttesting "k8s.io/client-go/testing"
 	volumehelpers "k8s.io/component-helpers/storage/volume"
 
@@ -130,6 +137,95 @@ func TestPreemptionDisplacesNominations(t *testing.T) {
 			t.Error("the displaced pod made no room elsewhere")
 		}
 	})
+}
+
+// lateClient takes its time to write pods, for each a different one.
+type lateClient struct {
+	kubernetes.Interface
+	deletes atomic.Int64
+}
+
+type lateCore struct {
+	typedcorev1.CoreV1Interface
+	c *lateClient
+}
+
+type latePods struct {
+	typedcorev1.PodInterface
+	c *lateClient
+}
+
+func (c *lateClient) CoreV1() typedcorev1.CoreV1Interface { return lateCore{c.Interface.CoreV1(), c} }
+
+func (c lateCore) Pods(namespace string) typedcorev1.PodInterface {
+	return latePods{c.CoreV1Interface.Pods(namespace), c.c}
+}
+
+func late() { time.Sleep(time.Second + rand.N(400*time.Millisecond)) }
+
+func (p latePods) Patch(ctx context.Context, name string, pt types.PatchType, data []byte, o metav1.PatchOptions, sub ...string) (*v1.Pod, error) {
+	late()
+	return p.PodInterface.Patch(ctx, name, pt, data, o, sub...)
+}
+
+func (p latePods) Delete(ctx context.Context, name string, o metav1.DeleteOptions) error {
+	late()
+	p.c.deletes.Add(1)
+	return p.PodInterface.Delete(ctx, name, o)
+}
+
+// Pods that wait for their victims to end evict nobody else, however slowly the API writes and whatever ends elsewhere meanwhile.
+func TestEachEvictsOnlyItsOwn(t *testing.T) {
+	for _, slow := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			const pods, victims = 20, 3
+			var objs []runtime.Object
+			for i := range 2 * pods {
+				objs = append(objs, testNode(fmt.Sprint("n", i), "4"))
+				for k := range victims + 1 {
+					objs = append(objs, testPod(fmt.Sprintf("low-%d-%d", i, k), "900m", func(p *v1.Pod) { p.Spec.NodeName = fmt.Sprint("n", i) }))
+				}
+			}
+			client := newClient(nil, objs...)
+			if slow {
+				endSlowly(client)
+			}
+			api := &lateClient{Interface: client}
+			placing(t, client, newHealth(), func(c *Config) { c.Client = api })
+			settle(time.Second)
+			for i := range pods {
+				create(t, client, testPod(fmt.Sprint("high-", i), "3", important(10)))
+			}
+			settle(1100 * time.Millisecond) // a back-off; then all of them are tried again
+			for i := range pods {
+				p := get(t, client, fmt.Sprint("high-", i))
+				p.Labels = map[string]string{"changed": "yes"}
+				if _, err := client.CoreV1().Pods(p.Namespace).Update(t.Context(), p, metav1.UpdateOptions{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			settle(time.Minute)
+			if slow { // their agents end them, one after the other
+				for _, o := range objs {
+					if p, ok := o.(*v1.Pod); ok && get(t, client, p.Name).DeletionTimestamp != nil {
+						if err := client.Tracker().Delete(v1.SchemeGroupVersion.WithResource("pods"), "default", p.Name); err != nil {
+							t.Fatal(err)
+						}
+						settle(100 * time.Millisecond)
+					}
+				}
+				settle(time.Minute)
+			}
+			for i := range pods {
+				if p := get(t, client, fmt.Sprint("high-", i)); p.Spec.NodeName == "" {
+					t.Errorf("%s is not bound", p.Name)
+				}
+			}
+			if n := api.deletes.Load(); n != pods*victims {
+				t.Errorf("%d pods were evicted, want %d", n, pods*victims)
+			}
+		})
+	}
 }
 
 // A pod learns that the node which is kept for it is gone, or takes nobody any more when its victims have ended.

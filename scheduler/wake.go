@@ -73,14 +73,18 @@ func (l *loop) moveAt(ev queue.Event, node string) {
 	}
 	asked := map[*v1.Container]bool{} // the view's pods of one template share their containers
 	l.moveIf(ev, func(pod *v1.Pod) bool {
-		// A pod for which others ended here learns that it fits, or that it must look elsewhere.
-		if len(pod.Spec.Containers) == 0 || pod.Status.NominatedNodeName == node {
+		if len(pod.Spec.Containers) == 0 {
 			return true
+		}
+		profile := l.profiles[pod.Spec.SchedulerName].profile
+		if l.snapshot.NominatedTo(pod) == node {
+			// A pod for which others end here learns that it fits, or that it must look elsewhere when they have.
+			return !l.evictions.underWay(pod.UID, l.snapshot) && !l.snapshot.EvictionUnderWay(pod, node) || l.snapshot.Fits(pod, node, profile)
 		}
 		key := &pod.Spec.Containers[0]
 		fits, known := asked[key]
 		if !known {
-			fits = l.snapshot.Fits(pod, node, l.profiles[pod.Spec.SchedulerName].profile)
+			fits = l.snapshot.Welcomes(pod, node, profile)
 			asked[key] = fits
 		}
 		return fits

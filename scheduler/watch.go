@@ -196,15 +196,17 @@ func (l *loop) podChanged(old, cur *v1.Pod) {
 func (l *loop) podGone(pod *v1.Pod) {
 	l.queue.Remove(pod.UID)
 	delete(l.assumed, pod.UID)
+	delete(l.evictions, pod.UID)
 	l.releaseVolumes(pod.UID)
 	l.releaseDevices(pod.UID)
+	kept := l.snapshot.NominatedTo(pod)
 	l.snapshot.Unnominate(pod.UID)
 	node := l.snapshot.PodNode(pod.UID)
 	l.snapshot.RemovePod(pod.UID)
 	if node != "" {
 		l.movePeers(queue.PeerGone, pod)
 	} else {
-		node = pod.Status.NominatedNodeName // nothing is kept for it there any more
+		node = kept // nothing is kept for it there any more
 	}
 	if node != "" {
 		l.moveAt(queue.PodGone, node)
@@ -224,6 +226,7 @@ func (l *loop) podPlaced(old, cur *v1.Pod) {
 		l.turns++ // bound by somebody else: it may take what was meant for others
 	}
 	delete(l.assumed, cur.UID)
+	delete(l.evictions, cur.UID)
 	l.releaseVolumes(cur.UID)
 	l.releaseDevices(cur.UID)
 	l.snapshot.Unnominate(cur.UID)

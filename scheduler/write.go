@@ -352,12 +352,18 @@ func (f failure) do(ctx context.Context, l *loop) {
 	if f.preempt != nil {
 		nominate = &f.preempt.Node
 		f.displace(ctx, l)
-		if err := l.evict(ctx, f.pod, f.preempt); err != nil {
-			l.log.Warn("preemption failed in part; the pod is planned again", "pod", f.pod.Namespace+"/"+f.pod.Name, "err", err)
-		}
 	}
-	if err := l.writeCondition(ctx, f, nominate); err != nil && ctx.Err() == nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+	// The nomination is written before anybody is evicted for it: the next leader, if this one ends now, must not evict others elsewhere.
+	err := l.writeCondition(ctx, f, nominate)
+	if err != nil && ctx.Err() == nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 		l.log.Warn("cannot write why a pod is not scheduled", "pod", f.pod.Namespace+"/"+f.pod.Name, "err", err)
+	}
+	if f.preempt == nil || apierrors.IsNotFound(err) {
+		return
+	}
+	if err := l.evict(ctx, f.pod, f.preempt); err != nil && ctx.Err() == nil {
+		l.evictionsFailed(f.pod, err)
+		l.log.Warn("preemption failed in part; the pod is planned again", "pod", f.pod.Namespace+"/"+f.pod.Name, "err", err)
 	}
 }
 
@@ -369,6 +375,20 @@ func (f failure) displace(ctx context.Context, l *loop) {
 		if _, err := l.patchStatus(ctx, low, patch); err != nil && ctx.Err() == nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 			l.log.Warn("cannot take back the nomination of a less important pod", "pod", low.Namespace+"/"+low.Name, "node", f.preempt.Node, "err", err)
 		}
+		l.elsewhere(low)
+	}
+}
+
+// elsewhere has a pod tried again that has no node kept for it any more; the view may not show that yet.
+func (l *loop) elsewhere(low *v1.Pod) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	cur, err := l.view.podLister.Pods(low.Namespace).Get(low.Name)
+	if err == nil && cur.UID == low.UID && l.queue.Has(low.UID) {
+		free := *cur
+		free.Status.NominatedNodeName = ""
+		l.queue.Add(&free, true, l.clock.Now())
+		l.nudge()
 	}
 }
 
@@ -403,8 +423,8 @@ func (l *loop) writeCondition(ctx context.Context, f failure, nominate *string) 
 		Type: v1.PodScheduled, Status: v1.ConditionFalse, Reason: f.reason, Message: f.message,
 		ObservedGeneration: pod.Generation, LastTransitionTime: metav1.NewTime(l.clock.Now()),
 	}
-	if old := podCondition(pod, v1.PodScheduled); old == nil || old.Status != cond.Status || old.Reason != cond.Reason || old.Message != cond.Message {
-		if old != nil && old.Status == cond.Status {
+	if !says(pod, cond) {
+		if old := podCondition(pod, cond.Type); old != nil && old.Status == cond.Status {
 			cond.LastTransitionTime = old.LastTransitionTime
 		}
 		patch.Status.Conditions = []v1.PodCondition{cond}
@@ -448,14 +468,18 @@ func (l *loop) evictOne(ctx context.Context, pod, victim *v1.Pod, node string) e
 	if cur, err := l.view.podLister.Pods(victim.Namespace).Get(victim.Name); err == nil && cur.UID == victim.UID {
 		victim = cur // the snapshot knows little of it
 	}
-	var patch podStatusPatch
-	patch.Metadata.UID = victim.UID
-	patch.Status.Conditions = []v1.PodCondition{{
+	cond := v1.PodCondition{
 		Type: v1.DisruptionTarget, Status: v1.ConditionTrue, Reason: v1.PodReasonPreemptionByScheduler,
 		Message:            pod.Spec.SchedulerName + ": preempting to accommodate a higher priority pod",
 		ObservedGeneration: victim.Generation, LastTransitionTime: metav1.NewTime(l.clock.Now()),
-	}}
-	_, err := l.patchStatus(ctx, victim, patch)
+	}
+	var err error
+	if !says(victim, cond) { // else its deletion was refused before
+		var patch podStatusPatch
+		patch.Metadata.UID = victim.UID
+		patch.Status.Conditions = []v1.PodCondition{cond}
+		_, err = l.patchStatus(ctx, victim, patch)
+	}
 	if err == nil {
 		uid := victim.UID
 		err = l.client.CoreV1().Pods(victim.Namespace).Delete(ctx, victim.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
@@ -482,6 +506,12 @@ func (l *loop) stopPreparing(uid types.UID) (b binding, ok bool) {
 	r, ok := l.devices.resting[uid]
 	delete(l.devices.resting, uid)
 	return r.binding, ok
+}
+
+// says reports whether the pod has the condition already.
+func says(pod *v1.Pod, cond v1.PodCondition) bool {
+	is := podCondition(pod, cond.Type)
+	return is != nil && is.Status == cond.Status && is.Reason == cond.Reason && is.Message == cond.Message
 }
 
 func podCondition(pod *v1.Pod, kind v1.PodConditionType) *v1.PodCondition {

@@ -11,6 +11,7 @@ type plan struct {
 	rules     *Profile
 	pod       *v1.Pod
 	peers     labels.Selector // of the request
+	evicting  bool            // of the request
 	info      *podInfo
 	class     *class
 	namespace labels.Set // labels of the pod's namespace
@@ -49,7 +50,7 @@ func refusedForNow(by Filter, reason string) verdict {
 // is one plan of a snapshot at a time; end ends it.
 func (s *Snapshot) newPlan(req *Request) *plan {
 	pod := req.Pod
-	p := &plan{s: s, rules: req.Profile, pod: pod, peers: req.Peers, namespace: s.namespaces[pod.Namespace], mark: s.buffers.mark()}
+	p := &plan{s: s, rules: req.Profile, pod: pod, peers: req.Peers, evicting: req.Evicting, namespace: s.namespaces[pod.Namespace], mark: s.buffers.mark()}
 	if p.rules == nil {
 		p.rules = defaultProfile
 	}

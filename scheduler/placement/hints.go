@@ -10,6 +10,15 @@ import (
 // default profile. Rules that look beyond the node, at volumes or at devices
 // are not asked.
 func (s *Snapshot) Fits(pod *v1.Pod, nodeName string, rules *Profile) bool {
+	return s.fits(pod, nodeName, rules, false)
+}
+
+// Welcomes is like Fits, but that what is kept on the node for other pods that go before this one counts as taken.
+func (s *Snapshot) Welcomes(pod *v1.Pod, nodeName string, rules *Profile) bool {
+	return s.fits(pod, nodeName, rules, true)
+}
+
+func (s *Snapshot) fits(pod *v1.Pod, nodeName string, rules *Profile, keep bool) bool {
 	n := s.nodes[nodeName]
 	if n == nil || n.obj == nil {
 		return false
@@ -20,7 +29,17 @@ func (s *Snapshot) Fits(pod *v1.Pod, nodeName string, rules *Profile) bool {
 	p := &plan{s: s, rules: rules, pod: pod, class: s.classOf(pod, rules)}
 	info := p.class.info
 	info.pod, p.info = presenceOf(pod), &info
-	return p.class.invalid == nil && p.answer(n).refusal == 0
+	if p.class.invalid != nil || p.answer(n).refusal != 0 {
+		return false
+	}
+	if !keep || len(n.nominated) == 0 {
+		return true
+	}
+	before := n.heldFor(p)
+	p.occupy(before, n, 1)
+	defer p.occupy(before, n, -1)
+	v := p.tryAlone(n)
+	return v.ok()
 }
 
 // Concern returns a function that reports whether it can matter to a pod where

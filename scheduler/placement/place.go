@@ -26,6 +26,9 @@ type Request struct {
 	// Budgets are the disruption budgets that preemption should not break if
 	// it has a choice.
 	Budgets []*policyv1.PodDisruptionBudget
+	// Evicting says that pods are about to be evicted for this one on the node that it is nominated to, though they do not show that they end yet: as
+	// long as that is so, no more are evicted.
+	Evicting bool
 	// Now is the time, for devices that must be ready within a limit. Zero:
 	// there is no limit.
 	Now time.Time
@@ -67,7 +70,7 @@ func (s *Snapshot) Place(req Request, rnd *rand.Rand) (Decision, error) {
 		return Decision{Refusal: refusal}, nil
 	}
 	// Room was made for the pod on its nominated node: that goes first.
-	if n := s.nodes[req.Pod.Status.NominatedNodeName]; n != nil && n.obj != nil {
+	if n := s.nodes[s.NominatedTo(req.Pod)]; n != nil && n.obj != nil {
 		if _, v := p.consider(n); v.ok() {
 			return p.chosen(n, 1), nil
 		}

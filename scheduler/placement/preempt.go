@@ -48,6 +48,15 @@ func (s *Snapshot) Unnominate(uid types.UID) {
 	s.dropIfUnused(info.node)
 }
 
+// NominatedTo is the node on which room is kept for the pod; "": none. If there is no word of Nominate, it is the one that
+// the pod's status names.
+func (s *Snapshot) NominatedTo(pod *v1.Pod) string {
+	if info := s.nominated[pod.UID]; info != nil {
+		return info.node.name
+	}
+	return pod.Status.NominatedNodeName
+}
+
 // NominatedBelow lists the pods of a priority below the given one for which room
 // is kept on the named node; see presence.object.
 func (s *Snapshot) NominatedBelow(nodeName string, limit int32) (below []*v1.Pod) {
@@ -76,6 +85,14 @@ func (n *node) heldFor(p *plan) (before []*podInfo) {
 // arrive takes pods to be on the node (sign 1), or away again (-1), for the
 // plan's eyes only: sums, ports, and what the plan counts per domain.
 func (p *plan) arrive(infos []*podInfo, n *node, sign int64) {
+	p.occupy(infos, n, sign)
+	for _, info := range infos {
+		p.count(info, n, sign)
+	}
+}
+
+// occupy is the part of it that concerns the node alone.
+func (p *plan) occupy(infos []*podInfo, n *node, sign int64) {
 	for _, info := range infos {
 		n.sum(info, sign)
 		p.s.storage.use(&info.pod, int(sign))
@@ -85,7 +102,6 @@ func (p *plan) arrive(infos []*podInfo, n *node, sign int64) {
 			n.pods[len(n.pods)-1] = nil
 			n.pods = n.pods[:len(n.pods)-1]
 		}
-		p.count(info, n, sign)
 	}
 }
 
@@ -195,12 +211,19 @@ func (s *Snapshot) anyBelow(priority int32) bool {
 // evictionUnderWay reports whether pods that were evicted for this one are
 // still ending on its nominated node: then nothing more is evicted.
 func (p *plan) evictionUnderWay(candidates []*node) bool {
-	n := p.s.nodes[p.pod.Status.NominatedNodeName]
-	if n == nil || !slices.Contains(candidates, n) {
-		return false
-	}
+	n := p.s.nodes[p.s.NominatedTo(p.pod)]
+	return n != nil && slices.Contains(candidates, n) && (p.evicting || n.endingFor(p.pod))
+}
+
+// EvictionUnderWay reports whether pods that were evicted for one of the pod's priority are still ending on the node.
+func (s *Snapshot) EvictionUnderWay(pod *v1.Pod, nodeName string) bool {
+	n := s.nodes[nodeName]
+	return n != nil && n.endingFor(pod)
+}
+
+func (n *node) endingFor(pod *v1.Pod) bool {
 	return slices.ContainsFunc(n.pods, func(info *podInfo) bool {
-		return info.pod.ending && info.pod.preempted && info.pod.priority < priority(p.pod)
+		return info.pod.ending && info.pod.preempted && info.pod.priority < priority(pod)
 	})
 }
 

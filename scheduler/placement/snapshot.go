@@ -236,6 +236,12 @@ func (s *Snapshot) PodNode(uid types.UID) string {
 	return ""
 }
 
+// Stays reports whether the pod holds resources on a node and does not end.
+func (s *Snapshot) Stays(uid types.UID) bool {
+	info := s.pods[uid]
+	return info != nil && !info.pod.ending
+}
+
 func newPodInfo(pod *v1.Pod, placed bool) (*podInfo, error) {
 	list := podRequests(pod, placed)
 	info := &podInfo{pod: presenceOf(pod), request: resourcesOf(list), ports: hostPortsOf(pod)}

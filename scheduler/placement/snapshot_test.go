@@ -182,3 +182,34 @@ func TestExplainNamesEveryNode(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// A node with room that is kept for a pod welcomes that pod and more important ones only.
+func TestWelcomesCountsWhatIsKept(t *testing.T) {
+	s := NewSnapshot()
+	s.SetNode(mkNode("a", "4", "8Gi"))
+	of := func(name string, priority int32) *v1.Pod {
+		return mkPod(name, "3", "1Gi", func(p *v1.Pod) { p.Spec.Priority = &priority })
+	}
+	kept := of("kept", 10)
+	s.Nominate(kept, "a")
+	for _, tc := range []struct {
+		pod  *v1.Pod
+		want bool
+	}{{kept, true}, {of("equal", 10), false}, {of("low", 1), false}, {of("high", 20), true}} {
+		if !s.Fits(tc.pod, "a", nil) {
+			t.Errorf("%s does not fit beside nobody", tc.pod.Name)
+		}
+		for range 2 { // nothing stays of the trial
+			if got := s.Welcomes(tc.pod, "a", nil); got != tc.want {
+				t.Errorf("welcomes %s: %v", tc.pod.Name, got)
+			}
+		}
+	}
+	if to := s.NominatedTo(kept); to != "a" {
+		t.Errorf("nominated to %q", to)
+	}
+	s.Unnominate(kept.UID)
+	if !s.Welcomes(of("equal", 10), "a", nil) {
+		t.Error("what is not kept any more counts")
+	}
+}
