@@ -32,8 +32,8 @@ type Pace struct {
 	// Percent allows more, with so many bytes in use. It is asked after each. Default 24 MiB,
 	// always.
 	Most func(live uint64) uint64
-	// CalmAfter is for how long there must be no collection for the load to be over: then
-	// memory is given back. Default 5 s.
+	// CalmAfter is for how long there must be no collection that leaves at least half of the
+	// most room that there was, for the load to be over: then memory is given back. Default 5 s.
 	CalmAfter time.Duration
 }
 
@@ -92,15 +92,18 @@ type costs struct {
 	allocated float64 // bytes for each processor nanosecond that the rest of the process used since the last collection
 }
 
-// of is what two accounts tell. The process may have waited for the processor while it
-// counted, so a single collection says little of what one takes.
+// of is what two accounts tell. A process that waits for the processor counts that as used,
+// so a collection seems to take rather too much than too little.
 func (c costs) of(was, is account) costs {
 	if took, n := float64(is.collector-was.collector), float64(is.collections-was.collections); took > 0 && n > 0 && is.live > 0 {
-		mark := took / n / float64(is.live)
-		if c.mark == 0 {
+		switch mark := took / n / float64(is.live); {
+		case c.mark == 0:
 			c.mark = mark
+		case mark < c.mark:
+			c.mark += (mark - c.mark) / 2
+		default:
+			c.mark += (mark - c.mark) / 8
 		}
-		c.mark += (mark - c.mark) / 4
 	}
 	c.allocated = float64(is.allocated-was.allocated) / max(float64(is.used-was.used), least*float64(is.at.Sub(was.at)), 1)
 	return c
@@ -134,6 +137,7 @@ type pacer struct {
 	costs costs
 	last  account
 	burst time.Time   // when it is over
+	most  uint64      // room since memory was given back, while it was more than Percent
 	calm  *time.Timer // nil: there was no load yet
 }
 
@@ -180,10 +184,7 @@ func (p *pacer) collected(is account) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.costs, p.last = p.costs.of(p.last, is), is
-	p.set(max(p.Percent, percent(p.room(p.costs, is.live, is.at.Before(p.burst)), is.live)))
-	if p.now != p.Percent { // else what it had in use before is still to be given back
-		p.later()
-	}
+	p.leave(p.room(p.costs, is.live, is.at.Before(p.burst)), is.live)
 }
 
 // hurry begins a burst at once, or has it last longer: the collection before it was one of
@@ -195,16 +196,19 @@ func (p *pacer) hurry(at time.Time, look func() account) {
 	if p.burst = at.Add(p.BurstFor); goesOn {
 		return
 	}
-	live := look().live
-	if want := percent(p.room(p.costs, live, true), live); want > p.now {
-		p.set(want)
-		p.later()
+	if live := look().live; percent(p.room(p.costs, live, true), live) > p.now {
+		p.leave(p.room(p.costs, live, true), live)
 	}
 }
 
-// later has memory given back when there is no collection for a while. The caller has the
-// lock.
-func (p *pacer) later() {
+// leave sets the room, and has memory given back later, unless this is less than what was
+// in use before, which is still to be given back. The caller has the lock.
+func (p *pacer) leave(room, live uint64) {
+	p.set(max(p.Percent, percent(room, live)))
+	if p.now == p.Percent || room < p.most/2 {
+		return
+	}
+	p.most = max(p.most, room)
 	if p.calm == nil {
 		p.calm = time.AfterFunc(p.CalmAfter, p.relax)
 		return
@@ -220,10 +224,11 @@ func (p *pacer) set(percent int) {
 	}
 }
 
-// relax has memory given back when there was no collection for a while: with a percentage
-// for load, the next would be minutes away.
+// relax has memory given back when a load is over: with its percentage, the next collection
+// may be minutes away.
 func (p *pacer) relax() {
 	p.mu.Lock()
+	p.most = 0
 	p.set(p.Percent)
 	p.mu.Unlock()
 	debug.FreeOSMemory()

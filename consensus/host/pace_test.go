@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -79,7 +80,7 @@ func TestPaceOfAnyProcess(t *testing.T) {
 		sim.live = uint64(1+r.IntN(500)) * mib
 		rate, processors := mib*(0.1+500*r.Float64()*r.Float64()), 0.01+2*r.Float64()
 		var was account
-		for range 30 {
+		for range 60 {
 			was = sim.account
 			p.collected(sim.collect(p.now, rate, processors))
 			room := sim.live * uint64(p.now) / 100
@@ -132,6 +133,42 @@ func TestPaceFollowsTheLoad(t *testing.T) {
 		t.Errorf("with 1,000 MiB in use: %d %%", p.now)
 	}
 	p.calm.Stop()
+}
+
+// After a load its memory is given back, though a smaller one goes on, and when that is over what it had.
+func TestPaceGivesBackUnderLessLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := daemon()
+		d.CalmAfter = 10 * time.Second
+		p := pace(d)
+		defer p.set(100) // Go's default
+		sim := process{account: account{live: 60 * mib}, mark: 1}
+		run := func(d time.Duration, rate float64) {
+			for end := time.Now().Add(d); time.Now().Before(end); {
+				at := sim.at
+				sim.collect(p.now, rate*mib, 1)
+				time.Sleep(sim.at.Sub(at))
+				p.collected(sim.account)
+			}
+		}
+		most := func() uint64 { p.mu.Lock(); defer p.mu.Unlock(); return p.most / mib }
+		run(time.Minute, 600)
+		if most() != 160 {
+			t.Errorf("under load: %d MiB", most())
+		}
+		run(12*time.Second, 80) // some 25 MiB
+		if most() >= 80 || p.now <= 25 {
+			t.Errorf("under less load: %d MiB were not given back, now %d %%", most(), p.now)
+		}
+		run(time.Minute, 80)
+		if most() == 0 {
+			t.Error("memory is given back under a steady load")
+		}
+		time.Sleep(11 * time.Second)
+		if synctest.Wait(); most() != 0 || p.now != 25 {
+			t.Errorf("without load: %d MiB were not given back, now %d %%", most(), p.now)
+		}
+	})
 }
 
 // What is asked for the bound counts at once, in a burst as well.
