@@ -118,7 +118,7 @@ func newBuild(ctx context.Context, cfg *Config, bridge *store.Bridge) (*build, e
 	if b.client, err = kubernetes.NewForConfig(b.generic.LoopbackClientConfig); err != nil {
 		return nil, fmt.Errorf("in-process client: %w", err)
 	}
-	b.informers = informers.NewSharedInformerFactoryWithOptions(b.client, 0, informers.WithTransform(slim))
+	b.informers = encodedNodes{informers.NewSharedInformerFactoryWithOptions(b.client, 0, informers.WithTransform(slim))}
 	b.services = aggregatorapi.NewClusterIPServiceResolver(b.informers.Core().V1().Services().Lister())
 	b.generic.FlowControl = utilflowcontrol.New(b.informers, b.client.FlowcontrolV1(), b.generic.MaxRequestsInFlight+b.generic.MaxMutatingRequestsInFlight)
 	b.generic.FlowControl = newTurns(b.generic.FlowControl)
@@ -144,11 +144,13 @@ func dropManagedFields(o any) (any, error) {
 }
 
 // slim keeps in the server's own informers what admission and the checks of tokens read: of a Node its identity, labels, room and declared
-// features, which is a third of it.
+// features, which is a third of it, and that encoded.
 func slim(o any) (any, error) {
 	if n, ok := o.(*corev1.Node); ok {
 		n.Annotations, n.Spec = nil, corev1.NodeSpec{}
 		n.Status = corev1.NodeStatus{Allocatable: roomOf(n.Status.Allocatable), DeclaredFeatures: n.Status.DeclaredFeatures}
+		n.ManagedFields = nil
+		return encodeNode(n)
 	}
 	return dropManagedFields(o)
 }
