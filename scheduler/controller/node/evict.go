@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -19,6 +20,7 @@ import (
 type taintRecord struct {
 	since map[string]time.Time    // by key, value and effect of the taint
 	known map[types.UID]time.Time // pods seen on the node -> since when; zero for those that were there first
+	due   map[types.UID]bool      // those that were to go, but not at once
 }
 
 func taintID(t *corev1.Taint) string {
@@ -76,10 +78,7 @@ func covers(tol *corev1.Toleration, t *corev1.Taint) bool {
 
 // syncPods does what the node's state means for its pods.
 func (c *Controller) syncPods(ctx context.Context, n *corev1.Node, j judgement) error {
-	if !j.needsCare() {
-		c.mu.Lock()
-		delete(c.tainted, n.Name)
-		c.mu.Unlock()
+	if !j.needsCare() && !c.anyDue(n.Name) {
 		return nil
 	}
 	pods, err := c.podsOn(n.Name)
@@ -87,7 +86,10 @@ func (c *Controller) syncPods(ctx context.Context, n *corev1.Node, j judgement) 
 		return err
 	}
 	var errs []error
-	deadlines := c.deadlines(n, j, pods)
+	deadlines, spared := c.deadlines(n, j, pods)
+	for _, pod := range spared {
+		c.tell(pod, "Cancelling deletion of Pod")
+	}
 	now := c.clock.Now()
 	var next time.Time
 	for i, pod := range pods {
@@ -107,10 +109,22 @@ func (c *Controller) syncPods(ctx context.Context, n *corev1.Node, j judgement) 
 	return errors.Join(errs...)
 }
 
+// anyDue reports whether pods of the node were to go; if none, it forgets the node's taints.
+func (c *Controller) anyDue(name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	rec := c.tainted[name]
+	if rec == nil || len(rec.due) == 0 {
+		delete(c.tainted, name)
+		return false
+	}
+	return true
+}
+
 // deadlines returns, parallel to pods, when each must go by the node's taints;
-// the zero time for those that may stay.
-func (c *Controller) deadlines(n *corev1.Node, j judgement, pods []*corev1.Pod) []time.Time {
-	out := make([]time.Time, len(pods))
+// the zero time for those that may stay. Spared are those of them that were to go before.
+func (c *Controller) deadlines(n *corev1.Node, j judgement, pods []*corev1.Pod) (out []time.Time, spared []*corev1.Pod) {
+	out = make([]time.Time, len(pods))
 	now := c.clock.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -119,6 +133,15 @@ func (c *Controller) deadlines(n *corev1.Node, j judgement, pods []*corev1.Pod) 
 	if fresh {
 		rec = &taintRecord{since: map[string]time.Time{}, known: map[types.UID]time.Time{}}
 	}
+	was, due := rec.due, map[types.UID]bool{}
+	defer func() {
+		rec.due = due
+		for _, pod := range pods {
+			if was[pod.UID] && !due[pod.UID] && pod.DeletionTimestamp == nil {
+				spared = append(spared, pod)
+			}
+		}
+	}()
 	since := map[string]time.Time{}
 	for i := range n.Spec.Taints {
 		t := &n.Spec.Taints[i]
@@ -139,7 +162,7 @@ func (c *Controller) deadlines(n *corev1.Node, j judgement, pods []*corev1.Pod) 
 	}
 	if len(since) == 0 {
 		delete(c.tainted, n.Name)
-		return out
+		return out, nil
 	}
 	rec.since = since
 	c.tainted[n.Name] = rec
@@ -156,17 +179,25 @@ func (c *Controller) deadlines(n *corev1.Node, j judgement, pods []*corev1.Pod) 
 			}
 			return came
 		})
+		if !out[i].IsZero() && (was[pod.UID] || out[i].After(now)) {
+			due[pod.UID] = true
+		}
 	}
 	rec.known = known
-	return out
+	return out, nil
+}
+
+// tell says in a pod's events what becomes of it.
+func (c *Controller) tell(pod *corev1.Pod, what string) {
+	ref := &corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}
+	c.taint.Eventf(ref, corev1.EventTypeNormal, "TaintManagerEviction", "%s %s/%s", what, pod.Namespace, pod.Name)
 }
 
 // evict deletes a pod gracefully: on a node that is cut off it stays, marked
 // for deletion, until the node is back or gone, because it may still run. Its
 // controller makes another at once.
 func (c *Controller) evict(ctx context.Context, pod *corev1.Pod) error {
-	ref := &corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}
-	c.taint.Eventf(ref, corev1.EventTypeNormal, "TaintManagerEviction", "Marking for deletion Pod %s/%s", pod.Namespace, pod.Name)
+	c.tell(pod, "Marking for deletion Pod")
 	err := c.disrupt(ctx, pod, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint", false)
 	if err == nil {
 		err = c.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{Preconditions: preconditions(pod)})
@@ -200,6 +231,11 @@ func preconditions(pod *corev1.Pod) *metav1.Preconditions {
 
 // disrupt says in the pod why it is deleted, and that it failed if failed.
 func (c *Controller) disrupt(ctx context.Context, pod *corev1.Pod, reason, message string, failed bool) error {
+	if !failed && slices.ContainsFunc(pod.Status.Conditions, func(is corev1.PodCondition) bool {
+		return is.Type == corev1.DisruptionTarget && is.Status == corev1.ConditionTrue && is.Reason == reason && is.Message == message
+	}) {
+		return nil // its deletion was refused before
+	}
 	status := map[string]any{"conditions": []corev1.PodCondition{{
 		Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: reason, Message: message,
 		ObservedGeneration: pod.Generation, LastTransitionTime: metav1.NewTime(c.clock.Now()),

@@ -204,6 +204,9 @@ func TestReturnWithinTheGraceEvictsNothing(t *testing.T) {
 		if got := w.taints("a"); got != "" {
 			t.Errorf("taints of a node that is back: %q", got)
 		}
+		if said := strings.Join(controllertest.Events(w.events), "\n"); strings.Count(said, "TaintManagerEviction Cancelling deletion of Pod default/p") != 1 || strings.Contains(said, "Marking") {
+			t.Errorf("events: %s", said)
+		}
 		// A second short loss must not inherit the patience spent on the first.
 		w.health.set(controller.Dead, "a")
 		settle(8 * time.Second)
@@ -213,6 +216,9 @@ func TestReturnWithinTheGraceEvictsNothing(t *testing.T) {
 		settle(3 * time.Second)
 		if w.pod("p") != nil {
 			t.Error("not evicted although the node stayed away")
+		}
+		if said := strings.Join(controllertest.Events(w.events), "\n"); strings.Contains(said, "Cancelling") || strings.Count(said, "TaintManagerEviction Marking for deletion Pod default/p") != 1 {
+			t.Errorf("events: %s", said)
 		}
 	})
 }
