@@ -150,3 +150,43 @@ func TestConflictReplansOnlyThatPod(t *testing.T) {
 		}
 	})
 }
+
+// When all waiting pods are tried again and are refused as before, nothing is written about them again.
+func TestUnchangedRefusalsAreNotWrittenAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const pods = 300
+		client := newClient(nil, testNode("a", "2"))
+		rec := placing(t, client, newHealth())
+		settle(time.Second)
+		for i := range pods {
+			create(t, client, testPod(fmt.Sprint("p", i), "3"))
+		}
+		settle(time.Minute)
+		if n := controllertest.Writes(client, "patch", "pods/status"); n != pods {
+			t.Fatalf("%d conditions were written of %d pods", n, pods)
+		}
+		controllertest.Events(rec)
+		client.ClearActions()
+		for i := range pods { // what has them tried again
+			p := get(t, client, fmt.Sprint("p", i))
+			p.Labels = map[string]string{"changed": "yes"}
+			if err := client.Tracker().Update(v1.SchemeGroupVersion.WithResource("pods"), p, p.Namespace); err != nil {
+				t.Fatal(err)
+			}
+		}
+		settle(time.Minute)
+		if n := len(controllertest.Events(rec)); n != pods {
+			t.Errorf("%d of %d pods were tried again", n, pods)
+		}
+		if n := controllertest.Writes(client, "patch", "pods/status"); n != 0 {
+			t.Errorf("%d conditions were written again", n)
+		}
+		if err := client.Tracker().Add(testNode("b", "2")); err != nil { // another count of nodes is another message
+			t.Fatal(err)
+		}
+		settle(time.Minute)
+		if n := controllertest.Writes(client, "patch", "pods/status"); n > pods {
+			t.Errorf("%d conditions of %d pods were written for one node", n, pods)
+		}
+	})
+}

@@ -121,10 +121,15 @@ func (c *budgets) podChanged(old, cur *corev1.Pod) {
 		if err != nil {
 			return // a lister of a cache has no errors
 		}
+		var of []string
 		for _, pdb := range all {
 			if sel, err := metav1.LabelSelectorAsSelector(pdb.Spec.Selector); err == nil && sel.Matches(labels.Set(pod.Labels)) {
 				c.queue.Add(item{namespace: pdb.Namespace, budget: pdb.Name})
+				of = append(of, pdb.Name)
 			}
+		}
+		if len(of) > 1 && old == nil && pod.Spec.NodeName == "" { // once, when it is new; an eviction is refused as long as that is so
+			c.events.Eventf(pod, corev1.EventTypeWarning, "MultiplePodDisruptionBudgets", "Pod %q/%q matches multiple PodDisruptionBudgets.  Chose %q arbitrarily.", pod.Namespace, pod.Name, of[0])
 		}
 	}
 	if cur != nil {

@@ -151,3 +151,22 @@ func TestUnknownOwner(t *testing.T) {
 		}
 	})
 }
+
+// A new pod that two budgets select is told so once: it cannot be evicted.
+func TestTwoBudgets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		second := budget("", "1")
+		second.Name, second.UID = "web2", "pdb2"
+		client := controllertest.NewClient(budget("", "1"), second)
+		rec := controllertest.Start(t, client, nil, New)
+		synctest.Wait()
+		if _, err := client.CoreV1().Pods("ns").Create(t.Context(), pod(0, false), metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if e := strings.Join(controllertest.Events(rec), "\n"); strings.Count(e, `MultiplePodDisruptionBudgets Pod "ns"/"p0" matches multiple PodDisruptionBudgets.`) != 1 {
+			t.Errorf("events %s", e)
+		}
+	})
+}

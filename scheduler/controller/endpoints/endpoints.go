@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
 	"k8s.io/endpointslice/util"
 
 	"skein.io/skein/scheduler/controller"
@@ -43,6 +44,7 @@ type endpoints struct {
 	pods     corelisters.PodLister
 	lister   corelisters.EndpointsLister
 	triggers *util.TriggerTimeTracker
+	events   record.EventRecorder
 }
 
 // New returns the Endpoints controller.
@@ -56,6 +58,7 @@ func New(deps controller.Deps) controller.Controller {
 		pods:     core.Pods().Lister(),
 		lister:   core.Endpoints().Lister(),
 		triggers: util.NewTriggerTimeTracker(),
+		events:   deps.Recorder("endpoint-controller"),
 	}
 	c.watches = []controller.Watch{
 		controller.On(core.Services().Informer(), c.serviceChanged),
@@ -172,6 +175,11 @@ func (c *endpoints) write(ctx context.Context, have, want *corev1.Endpoints) err
 		_, err = api.Update(ctx, want, metav1.UpdateOptions{})
 	}
 	if err != nil && !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+		reason, words := "FailedToUpdateEndpoint", "Failed to update endpoint %s/%s: %v"
+		if have == nil {
+			reason, words = "FailedToCreateEndpoint", "Failed to create endpoint for service %s/%s: %v"
+		}
+		c.events.Eventf(want, corev1.EventTypeWarning, reason, words, want.Namespace, want.Name, err)
 		return fmt.Errorf("write Endpoints %s/%s: %w", want.Namespace, want.Name, err)
 	}
 	return nil

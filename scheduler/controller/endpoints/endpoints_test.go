@@ -1,6 +1,7 @@
 package endpoints
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -8,9 +9,12 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	clienttesting "k8s.io/client-go/testing"
 
 	"skein.io/skein/scheduler/controller/controllertest"
 )
@@ -145,6 +149,28 @@ func TestEndpointsFollowServicesAndPods(t *testing.T) {
 		}
 		if got, want := fmt.Sprint(state()), "map[by-hand: ]"; got != want {
 			t.Errorf("after the Service went %s, want %s", got, want)
+		}
+	})
+}
+
+// Endpoints that the API refuses are told of, and tried ever less often.
+func TestRefusedEndpoints(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := controllertest.NewClient(service(nil), pod("a", "10.0.0.1", 80, true))
+		client.PrependReactor("create", "endpoints", func(clienttesting.Action) (bool, runtime.Object, error) {
+			return true, nil, apierrors.NewForbidden(corev1.Resource("endpoints"), "web", errors.New("quota"))
+		})
+		rec := controllertest.Start(t, client, nil, New)
+		time.Sleep(20 * time.Minute)
+		synctest.Wait()
+		if e := controllertest.Events(rec); len(e) == 0 || !strings.Contains(e[0], "FailedToCreateEndpoint Failed to create endpoint for service ns/web: ") {
+			t.Errorf("events %q", e)
+		}
+		client.ClearActions()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if n := controllertest.Writes(client, "create", "endpoints") + len(controllertest.Events(rec)); n > 60 {
+			t.Errorf("%d writes and events in an hour", n)
 		}
 	})
 }

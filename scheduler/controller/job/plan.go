@@ -509,6 +509,9 @@ func (p *planner) conclude() {
 		p.out.events = append(p.out.events, event{corev1.EventTypeWarning, end.Reason, end.Message})
 	} else {
 		p.s.CompletionTime = &end.LastTransitionTime
+		if want := p.job.Spec.Completions; want != nil && p.s.Succeeded > *want {
+			p.out.events = append(p.out.events, event{corev1.EventTypeWarning, "TooManySucceededPods", "Too many succeeded pods running after completion count reached"})
+		}
 		p.out.events = append(p.out.events, event{corev1.EventTypeNormal, "Completed", "Job completed"})
 	}
 	if p.s.StartTime == nil {

@@ -390,3 +390,14 @@ func play(seed uint64) error {
 	}
 	return nil
 }
+
+// A Job of which more pods have succeeded than it asked for says so when it ends.
+func TestTooManySucceeded(t *testing.T) {
+	job := newJob(2, 1)
+	job.Status.Succeeded = 2
+	job.Status.Conditions = []batchv1.JobCondition{{Type: batchv1.JobSuccessCriteriaMet, Status: corev1.ConditionTrue, Reason: batchv1.JobReasonCompletionsReached}}
+	out := plan(inputOf(job, ""))
+	if len(out.events) != 2 || out.events[0].reason != "TooManySucceededPods" || out.events[1].reason != "Completed" {
+		t.Errorf("%+v", out.events)
+	}
+}
