@@ -3,13 +3,16 @@ package api
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 )
 
 // A binding made without a request is what one made by a request is: the same effect, the same admission (which gives the pod the zone of
@@ -95,5 +98,56 @@ func TestBinderIsTheAPI(t *testing.T) {
 	}
 	if decorated.Load() == 0 {
 		t.Error("the leader's term would not reach the store")
+	}
+}
+
+// A binding is seen by who watches pods, at the server that made it and at others, as soon as it is made.
+func TestBindingReachesWatchers(t *testing.T) {
+	ctx, k := t.Context(), admin(t)
+	ns := namespace(t, k)
+	binder, err := cluster.servers[0].Binder("test", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	makeNode(t, k, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "bind-watched"}})
+	var watches []watch.Interface
+	for _, s := range cluster.servers {
+		w, err := client(t, cluster.as(s, "admin", "system:masters")).CoreV1().Pods(ns).Watch(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=bind-watched"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Stop()
+		watches = append(watches, w)
+	}
+	var late []time.Duration
+	for i := range 30 {
+		pod, err := k.CoreV1().Pods(ns).Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("w-", i)}, Spec: corev1.PodSpec{
+			SchedulerName: "nobody", Containers: []corev1.Container{{Name: "c", Image: "i"}}}}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion}, Target: corev1.ObjectReference{Kind: "Node", Name: "bind-watched"}}
+		began := time.Now()
+		binder.Bind(ctx, []*corev1.Binding{b}, func(_ int, e error) { err = e })
+		if err != nil {
+			t.Fatal(err)
+		}
+		for s, w := range watches {
+			select {
+			case ev := <-w.ResultChan():
+				p, ok := ev.Object.(*corev1.Pod)
+				if !ok || ev.Type != watch.Added || p.Name != pod.Name || p.Spec.NodeName != "bind-watched" {
+					t.Fatalf("%v of %v", ev.Type, ev.Object)
+				}
+			case <-time.After(5 * time.Second):
+				t.Fatalf("server %d does not tell of %s", s, pod.Name)
+			}
+		}
+		late = append(late, time.Since(began))
+	}
+	slices.Sort(late)
+	t.Logf("from the binding until all %d watches tell: median %v, worst %v", len(watches), late[len(late)/2], late[len(late)-1])
+	if m := late[len(late)/2]; m > 500*time.Millisecond {
+		t.Errorf("the median is %v", m)
 	}
 }
