@@ -41,13 +41,15 @@ const patience = 90 * time.Second
 
 // fixture is a cluster of two API servers, started at the same moment on one empty store.
 type fixture struct {
-	etcd    *testetcd.Server
 	store   *etcdclient.Client
 	ca      *identity.Authority
 	saKey   *ecdsa.PrivateKey
 	keys    *memoryKeys
 	proxies *identity.Authority
 	servers []*running
+
+	storeOf    func(key string) *etcdclient.Client
+	closeStore func()
 
 	prefixes *sync.Map // of keys for which a server asked for a store
 	routes   *sync.Map // address of a Service or pod -> where a test listens for it
@@ -101,10 +103,11 @@ func TestMain(m *testing.M) {
 func newFixture(dir string) (*fixture, error) {
 	f := &fixture{routes: &sync.Map{}, prefixes: &sync.Map{}}
 	var err error
-	if f.etcd, err = testetcd.Start(dir); err != nil {
-		return nil, err
+	begin := f.startEtcd
+	if os.Getenv("SKEIN_LOAD") != "" {
+		begin = f.startOwn
 	}
-	if f.store, err = f.etcd.Client(); err != nil {
+	if err = begin(dir); err != nil {
 		return nil, err
 	}
 	if f.ca, err = identity.NewAuthority("test", time.Now(), rand.Reader); err != nil {
@@ -144,8 +147,20 @@ func (f *fixture) close() {
 			fmt.Fprintln(os.Stderr, "stop:", err)
 		}
 	}
-	f.store.Close()
-	f.etcd.Close()
+	f.closeStore()
+}
+
+func (f *fixture) startEtcd(dir string) error {
+	etcd, err := testetcd.Start(dir)
+	if err != nil {
+		return err
+	}
+	if f.store, err = etcd.Client(); err != nil {
+		return err
+	}
+	f.storeOf = func(string) *etcdclient.Client { return f.store }
+	f.closeStore = func() { f.store.Close(); etcd.Close() }
+	return nil
 }
 
 // config is what a server of the cluster gets.
@@ -154,7 +169,7 @@ func (f *fixture) config(node string) Config {
 		NodeName: node, AdvertiseIP: netip.MustParseAddr("192.0.2.10"), SecondServiceCIDR: netip.MustParsePrefix("fd00:96::/112"),
 		Store: func(key string) *etcdclient.Client {
 			f.prefixes.Store(key, true)
-			return f.store
+			return f.storeOf(key)
 		},
 		ClientCA: identity.EncodeCert(f.ca.Cert), CAKey: f.ca.Key, SAKey: f.saKey, Keys: f.keys, FrontProxyCA: f.proxies, Dial: f.dial,
 		KubeletClientCert: func() (*tls.Certificate, error) {
