@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"skein.io/skein/test/cputime"
 	"skein.io/skein/test/peers"
 )
 
@@ -22,43 +24,86 @@ const (
 	cycle = 600
 )
 
-// rounds of creates without and with the watches: a single one tells more of the collector and of the rest of the machine than of them.
+// rounds of creates without and with the watches, of which the one in the middle counts: a single one tells more of the collector and of the rest of the machine
+// than of them.
 func (b *comparison) rounds() int {
 	if b.fast {
-		return 2
+		return 3
 	}
-	return 4
+	return 7
 }
 
-// byNode measures what 1,000 watches of nodes cost the creation of a pod that is on none of them: the processor time of the servers alone, without what opening
-// the watches takes, nor what that leaves to collect.
+// byNode measures what 1,000 watches of nodes cost the creation of a pod that is on none of them: the processor time of the servers alone, less what they use when
+// nobody asks for anything, without what opening the watches takes, nor what that leaves to collect.
 func (b *comparison) byNode(ctx context.Context) error {
 	before := b.made
-	var costs [2][]cost // without, with
-	for i := range costs {
-		costs[i] = make([]cost, len(b.sides))
+	idle, err := b.idleRate(ctx)
+	if err != nil {
+		return err
 	}
+	each := make([][2][]float64, len(b.sides)) // without, with: of each round, in microseconds
+	more := make([][]float64, len(b.sides))    // percent
 	for r := range b.rounds() {
-		for i := range costs {
+		var round [2][]cost
+		for i := range round {
 			with := (i + r) % 2 // the stores grow: once these are first, once those
-			c, err := b.phase(ctx, r, with == 1)
-			if err != nil {
+			if round[with], err = b.phase(ctx, r, with == 1); err != nil {
 				return err
 			}
-			for j, s := range b.sides {
-				costs[with][j].add(c[j])
-				fmt.Fprintf(os.Stderr, "%s: round %d, %d watches: %.0f us\n", s.Name, r+1, with*nodeWatches, c[j].each())
+		}
+		for j, s := range b.sides {
+			var us [2]float64
+			for with := range us {
+				c := round[with][j]
+				c.cpu -= time.Duration(idle[j] * float64(c.wall))
+				us[with] = c.each()
+				each[j][with] = append(each[j][with], us[with])
 			}
+			more[j] = append(more[j], 100*(us[1]/us[0]-1))
+			fmt.Fprintf(os.Stderr, "%s: round %d: %.0f us without, %.0f us with %d watches\n", s.Name, r+1, us[0], us[1], nodeWatches)
 		}
 	}
 	for i, s := range b.sides {
-		b.r.put("create with 1,000 watches of other nodes, us", s, costs[1][i].each())
-		b.r.put("create without, us", s, costs[0][i].each())
-		b.r.put(overhead, s, 100*(costs[1][i].each()/costs[0][i].each()-1))
+		b.r.put("create with 1,000 watches of other nodes, us", s, median(each[i][1]))
+		b.r.put("create without, us", s, median(each[i][0]))
+		b.r.put(overhead, s, median(more[i]))
 	}
-	_, err := b.turns(ctx, remove, before, b.made-before) // so that what follows has as many pods as was asked for
+	_, err = b.turns(ctx, remove, before, b.made-before) // so that what follows has as many pods as was asked for
 	b.made = before
 	return err
+}
+
+func median(of []float64) float64 {
+	of = slices.Sorted(slices.Values(of))
+	return (of[(len(of)-1)/2] + of[len(of)/2]) / 2
+}
+
+// idleRate is how much of a processor each side uses when nobody asks for anything.
+func (b *comparison) idleRate(ctx context.Context) ([]float64, error) {
+	const d = 5 * time.Second
+	if err := pause(ctx, time.Second); err != nil { // what there was to do
+		return nil, err
+	}
+	rates := make([]float64, len(b.sides))
+	began := time.Now()
+	for i, s := range b.sides {
+		used, err := cputime.Of(s.Pids())
+		if err != nil {
+			return nil, err
+		}
+		rates[i] = -float64(used)
+	}
+	if err := pause(ctx, d); err != nil {
+		return nil, err
+	}
+	for i, s := range b.sides {
+		used, err := cputime.Of(s.Pids())
+		if err != nil {
+			return nil, err
+		}
+		rates[i] = (rates[i] + float64(used)) / float64(time.Since(began))
+	}
+	return rates, nil
 }
 
 // phase makes pods on servers that have no garbage when it begins.

@@ -96,6 +96,11 @@ func (c *cost) each() float64 {
 
 // run makes requests first..first+n-1 and says what they cost.
 func run(ctx context.Context, s *peers.Subject, k *kubernetes.Clientset, op operation, first, n int) (cost, error) {
+	return runWith(ctx, s, k, op, first, n, clients)
+}
+
+// runWith does that with so many at once.
+func runWith(ctx context.Context, s *peers.Subject, k *kubernetes.Clientset, op operation, first, n, clients int) (cost, error) {
 	before, err := cputime.Of(s.Pids())
 	if err != nil {
 		return cost{}, err
@@ -132,13 +137,19 @@ type watchers struct {
 	synced        atomic.Int64 // got the end of their initial events
 	ended         atomic.Int64 // were ended by the server
 	err           atomic.Pointer[error]
+	each          func(event []byte) // may be nil
 	stop          func()
 }
 
 // watch opens n watches with the options that o gives for each.
 func watch(ctx context.Context, k *kubernetes.Clientset, n int, o func(i int) metav1.ListOptions) *watchers {
+	return watchEach(ctx, k, n, o, nil)
+}
+
+// watchEach hands each event over as well, if each is not nil.
+func watchEach(ctx context.Context, k *kubernetes.Clientset, n int, o func(i int) metav1.ListOptions, each func(event []byte)) *watchers {
 	ctx, cancel := context.WithCancel(ctx)
-	w := &watchers{}
+	w := &watchers{each: each}
 	var wg, open sync.WaitGroup
 	w.stop = func() { cancel(); wg.Wait() }
 	open.Add(n)
@@ -168,6 +179,9 @@ func (w *watchers) count(body io.Reader) error {
 		if bytes.Contains(event, []byte(metav1.InitialEventsAnnotationKey)) {
 			w.synced.Add(1)
 			return nil
+		}
+		if w.each != nil {
+			w.each(event)
 		}
 		w.events.Add(1)
 		return nil

@@ -28,7 +28,7 @@ func main() {
 	flag.IntVar(&c.seconds, "seconds", 8, "how long a profile takes")
 	flag.IntVar(&c.pods, "pods", 10000, "pods to fill the stores with")
 	flag.BoolVar(&c.fast, "fast", false, "Skein alone, a few pods, and fail on memory and on the cost of watches that are not concerned")
-	flag.StringVar(&c.only, "only", "", "only these parts: idle,requests,watches (events: those that concern the watchers, alone),informers,start,thin")
+	flag.StringVar(&c.only, "only", "", "only these parts: idle,requests,watches (events: those that concern the watchers, alone),delays,informers,start,thin")
 	peers.Main("apibench", func(ctx context.Context) error { return bench(ctx, c) })
 }
 

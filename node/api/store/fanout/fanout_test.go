@@ -412,3 +412,19 @@ func TestConfigReportsAllFaults(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// One event is told to many watchers at once, events that follow each other to a few at a time, and neither to so many that others wait for long.
+func TestRoused(t *testing.T) {
+	for _, c := range []struct {
+		asleep, processors int
+		pressed            bool
+		want               int
+	}{
+		{0, 2, false, 0}, {1, 2, false, 1}, {1, 2, true, 1}, {32, 2, true, 32}, {33, 2, false, 33}, {200, 2, false, 128}, {33, 2, true, 32}, {200, 2, true, 32},
+		{800, 2, true, 100}, {5000, 2, true, 128}, {5000, 2, false, 128}, {200, 8, true, 128}, {5000, 8, false, 512},
+	} {
+		if got := roused(c.asleep, c.processors, c.pressed); got != c.want {
+			t.Errorf("of %d with %d processors, pressed: %v: %d, want %d", c.asleep, c.processors, c.pressed, got, c.want)
+		}
+	}
+}

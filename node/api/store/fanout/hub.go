@@ -18,10 +18,11 @@ const (
 	retryEvery = 200 * time.Millisecond
 	// progressWait is how long bookmarks that are due wait for the store to tell its revision.
 	progressWait = 100 * time.Millisecond
-	// rousedAtOnce is how many watchers are woken at once for each processor, and breath the pause after them: a thousand watchers with
-	// something to tell are a thousand goroutines in front of each step of anybody's request.
-	rousedAtOnce = 16
-	breath       = 2 * time.Millisecond
+	// Watchers are woken a few at a time, with a pause after them, breath: a thousand watchers with something to tell are a thousand goroutines in front of each step
+	// of anybody's request. For each processor that is rousedAtMost of them while there is one event to tell. While events follow each other closely it is
+	// rousedAtOnce, or an eighth of all, if that is more: the others get several events at once then, which costs less.
+	rousedAtOnce, rousedAtMost = 16, 64
+	breath                     = 2 * time.Millisecond
 )
 
 // hub watches all keys of a resource and hands each event to the watchers whom it may concern.
@@ -39,6 +40,7 @@ type hub struct {
 	scopes     map[string]*scope
 	asleep     []*watcher  // that have something to tell, and will be woken in this order
 	rousing    bool        // soon
+	pressed    bool        // another event came before all had been woken
 	due        *time.Timer // of the next bookmarks; nil when nobody wants any
 	dueAt      time.Time
 	ended      bool
@@ -238,6 +240,7 @@ func (h *hub) dispatch(e *event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.pos = e.rev
+	h.pressed = h.pressed || h.rousing
 	h.remember(e)
 	for s := range h.of(e.key) {
 		for w := range s.all {
@@ -272,18 +275,27 @@ func (h *hub) push(w *watcher, e *event) {
 	}
 }
 
+// roused is how many of those who are asleep are woken at once.
+func roused(asleep, processors int, pressed bool) int {
+	n := rousedAtMost * processors
+	if pressed {
+		n = min(n, max(rousedAtOnce*processors, asleep/8))
+	}
+	return min(asleep, n)
+}
+
 // rouse wakes those who have something to tell, a few at a time. The caller has the lock.
 func (h *hub) rouse() {
 	if h.rousing {
 		return
 	}
-	n := min(len(h.asleep), rousedAtOnce*runtime.GOMAXPROCS(0))
+	n := roused(len(h.asleep), runtime.GOMAXPROCS(0), h.pressed)
 	for i, w := range h.asleep[:n] {
 		h.asleep[i] = nil
 		w.notify()
 	}
 	if h.asleep = h.asleep[n:]; len(h.asleep) == 0 {
-		h.asleep = nil
+		h.asleep, h.pressed = nil, false
 		return
 	}
 	h.rousing = true
