@@ -25,17 +25,7 @@ func (a *Agent) admit(p *corev1.Pod, pods []*corev1.Pod) (*lifecycle.Verdict, bo
 	if node == nil {
 		return nil, false
 	}
-	var others []*corev1.Pod
-	for _, o := range pods {
-		if o.UID == p.UID || a.worker(o.UID) == nil {
-			continue
-		}
-		if rec := a.cfg.Desired.Record(o.UID); rec != nil && rec.Status != nil && (rec.Status.Phase == corev1.PodFailed || rec.Status.Phase == corev1.PodSucceeded) {
-			continue
-		}
-		others = append(others, o)
-	}
-	v := Fits(p, others, node.Labels, a.allocatable())
+	v := a.grants.admit(a, p, pods, node.Labels)
 	if v != nil {
 		v.Message = "Pod was rejected: " + v.Message
 		a.containerEvent(p, "", corev1.EventTypeWarning, v.Reason, v.Message)
@@ -49,7 +39,30 @@ func Fits(p *corev1.Pod, others []*corev1.Pod, labels map[string]string, allocat
 	if want := allocatable.Pods().Value(); int64(len(others)+1) > want {
 		return &lifecycle.Verdict{Reason: "OutOfpods", Message: insufficient(corev1.ResourcePods, 1, int64(len(others)), want)}
 	}
-	used := corev1.ResourceList{}
+	if v := room(p, nil, others, allocatable); v != nil {
+		return v
+	}
+	if v := portConflict(p, others); v != nil {
+		return v
+	}
+	node := &corev1.Node{}
+	node.Labels = labels
+	ok, err := nodeaffinity.GetRequiredNodeAffinity(p).Match(node)
+	if err != nil || !ok {
+		return &lifecycle.Verdict{Reason: "NodeAffinity", Message: "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"}
+	}
+	if os := p.Spec.OS; os != nil && os.Name != corev1.Linux {
+		return &lifecycle.Verdict{Reason: "PodOSNotSupported", Message: "Failed to admit pod as the OS field doesn't match node OS"}
+	}
+	return nil
+}
+
+// room checks that the pod's requests fit beside the others; of a pod that has some already only what it asks for beyond them.
+func room(p, has *corev1.Pod, others []*corev1.Pod, allocatable corev1.ResourceList) *lifecycle.Verdict {
+	used, granted := corev1.ResourceList{}, corev1.ResourceList{}
+	if has != nil {
+		granted = resourcehelper.PodRequests(has, resourcehelper.PodResourcesOptions{})
+	}
 	for _, o := range others {
 		for n, q := range resourcehelper.PodRequests(o, resourcehelper.PodResourcesOptions{}) {
 			sum := used[n]
@@ -71,21 +84,9 @@ func Fits(p *corev1.Pod, others []*corev1.Pod, labels map[string]string, allocat
 			continue // extended resources that the node does not know are not its business
 		}
 		r, u, h := amount(name, want), amount(name, used[name]), amount(name, have)
-		if r+u > h {
+		if r+u > h && (has == nil || r > amount(name, granted[name])) {
 			return &lifecycle.Verdict{Reason: "OutOf" + n, Message: insufficient(name, r, u, h)}
 		}
-	}
-	if v := portConflict(p, others); v != nil {
-		return v
-	}
-	node := &corev1.Node{}
-	node.Labels = labels
-	ok, err := nodeaffinity.GetRequiredNodeAffinity(p).Match(node)
-	if err != nil || !ok {
-		return &lifecycle.Verdict{Reason: "NodeAffinity", Message: "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"}
-	}
-	if os := p.Spec.OS; os != nil && os.Name != corev1.Linux {
-		return &lifecycle.Verdict{Reason: "PodOSNotSupported", Message: "Failed to admit pod as the OS field doesn't match node OS"}
 	}
 	return nil
 }

@@ -42,6 +42,7 @@ type Agent struct {
 	writer  *statusWriter
 	starts  chan struct{}
 	started time.Time
+	grants  grants
 
 	// mu guards workers and eventsUp.
 	mu      sync.Mutex
@@ -55,6 +56,7 @@ type Agent struct {
 type podCgroups interface {
 	Path(uid string) string
 	Ensure(uid string, l cgroup.Limits) error
+	MemoryUsage(uid string) (int64, error)
 	Remove(uid string) error
 	List() ([]string, error)
 }
@@ -65,7 +67,7 @@ func New(cfg Config) (*Agent, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, workers: map[types.UID]*worker{}, starts: make(chan struct{}, parallelStarts),
+	a := &Agent{cfg: cfg, workers: map[types.UID]*worker{}, starts: make(chan struct{}, parallelStarts), grants: newGrants(),
 		cgroups: cgroup.Pods{Parent: filepath.Join(cfg.CgroupRoot, "pods")}}
 	var err error
 	a.volumes, err = volume.New(volume.Config{Dir: filepath.Join(cfg.StateDir, "pods"), Source: cfg.Desired, Tokens: cfg.Desired, Logger: cfg.Logger,
@@ -204,8 +206,9 @@ func (a *Agent) startWorker(ctx context.Context, p *corev1.Pod, gone bool, verdi
 	a.wg.Go(func() {
 		w.run(ctx)
 		a.mu.Lock()
-		defer a.mu.Unlock()
 		delete(a.workers, w.uid)
+		a.mu.Unlock()
+		a.release(w.uid)
 	})
 }
 

@@ -50,7 +50,7 @@ func (w *worker) startContainer(ctx context.Context, pod *corev1.Pod, action lif
 		}
 		return err
 	}
-	image, perr := w.ensureImage(ctx, pod, spec)
+	image, volumes, perr := w.ensureImages(ctx, pod, spec)
 	if perr != nil {
 		if ctx.Err() == nil {
 			w.eventOnce(pod, spec.Name, corev1.EventTypeWarning, "Failed", "Error: "+perr.reason)
@@ -61,7 +61,7 @@ func (w *worker) startContainer(ctx context.Context, pod *corev1.Pod, action lif
 	if err := w.reobserve(ctx); err != nil {
 		return err
 	}
-	cfg, err := w.containerConfig(ctx, pod, spec, action.Attempt, image)
+	cfg, err := w.containerConfig(ctx, pod, spec, action.Attempt, image, volumes)
 	if err != nil {
 		if ctx.Err() == nil {
 			w.eventOnce(pod, spec.Name, corev1.EventTypeWarning, "Failed", "Error: "+err.Error())
@@ -120,7 +120,7 @@ func (w *worker) createAndStart(ctx context.Context, pod *corev1.Pod, spec *core
 		}
 		return "", fail(reasonCreateError, message(err), actionRetry, fmt.Errorf("create container %s: %w", spec.Name, err))
 	}
-	w.commit(pod, spec.Name, action.Record)
+	w.commit(pod, spec, action.Record)
 	w.eventf(pod, spec.Name, corev1.EventTypeNormal, "Created", "Container created")
 	if err := w.a.cfg.Runtime.StartContainer(ctx, id); err != nil {
 		if ctx.Err() == nil {
@@ -132,8 +132,8 @@ func (w *worker) createAndStart(ctx context.Context, pod *corev1.Pod, spec *core
 	return id, nil
 }
 
-// commit keeps the restart history of a container that was created.
-func (w *worker) commit(pod *corev1.Pod, name string, rec desired.ContainerRecord) {
+// commit keeps the restart history of a container that was created, and with which resources it was.
+func (w *worker) commit(pod *corev1.Pod, spec *corev1.Container, rec desired.ContainerRecord) {
 	next := desired.Record{UID: w.uid, Namespace: pod.Namespace, Name: pod.Name, Admitted: true}
 	if old := w.a.cfg.Desired.Record(w.uid); old != nil {
 		next = *old
@@ -142,13 +142,16 @@ func (w *worker) commit(pod *corev1.Pod, name string, rec desired.ContainerRecor
 	for n, r := range next.Containers {
 		all[n] = r
 	}
-	all[name] = rec
+	all[spec.Name] = rec
 	next.Containers = all
+	if !hasEphemeral(pod, spec.Name) {
+		next.Actuated = next.Actuated.With(spec.Name, spec.Resources)
+	}
 	w.a.cfg.Desired.PutRecord(&next)
 }
 
-// containerConfig is what CRI is told of a container.
-func (w *worker) containerConfig(ctx context.Context, pod *corev1.Pod, spec *corev1.Container, attempt int32, image string) (*runtimeapi.ContainerConfig, error) {
+// containerConfig is what CRI is told of a container; image and volumes are the IDs of ensureImages.
+func (w *worker) containerConfig(ctx context.Context, pod *corev1.Pod, spec *corev1.Container, attempt int32, image string, volumes map[string]string) (*runtimeapi.ContainerConfig, error) {
 	facts := w.facts(pod)
 	env, err := environment(w.a.cfg.Desired, pod, spec, facts)
 	if err != nil {
@@ -157,7 +160,7 @@ func (w *worker) containerConfig(ctx context.Context, pod *corev1.Pod, spec *cor
 	if len(spec.VolumeDevices) > 0 {
 		return nil, fmt.Errorf("container %s: this node does not support raw block volumes (volumeDevices)", spec.Name)
 	}
-	mounts, err := w.mounts(pod, spec, env, facts.PodIPs, attempt)
+	mounts, err := w.mounts(pod, spec, env, facts.PodIPs, attempt, volumes)
 	if err != nil {
 		return nil, err
 	}
@@ -208,7 +211,7 @@ func expandAll(in []string, get func(string) (string, bool)) []string {
 }
 
 // mounts are a container's volumes, its hosts file and its termination message file.
-func (w *worker) mounts(pod *corev1.Pod, spec *corev1.Container, env []envVar, ips []string, attempt int32) ([]*runtimeapi.Mount, error) {
+func (w *worker) mounts(pod *corev1.Pod, spec *corev1.Container, env []envVar, ips []string, attempt int32, images map[string]string) ([]*runtimeapi.Mount, error) {
 	var out []*runtimeapi.Mount
 	hosts := false
 	for i := range spec.VolumeMounts {
@@ -217,13 +220,18 @@ func (w *worker) mounts(pod *corev1.Pod, spec *corev1.Container, env []envVar, i
 		if err != nil {
 			return nil, err
 		}
-		host, err := w.a.volumes.HostPath(pod, spec.Name, i, m, sub)
-		if err != nil {
-			return nil, err
-		}
 		at := m.MountPath
 		if !filepath.IsAbs(at) {
 			at = "/" + at
+		}
+		if id, ok := images[m.Name]; ok { // the runtime mounts it, always read-only
+			out = append(out, &runtimeapi.Mount{ContainerPath: at, Readonly: true, Propagation: propagation(m.MountPropagation),
+				Image: &runtimeapi.ImageSpec{Image: id}, ImageSubPath: sub})
+			continue
+		}
+		host, err := w.a.volumes.HostPath(pod, spec.Name, i, m, sub)
+		if err != nil {
+			return nil, err
 		}
 		if m.RecursiveReadOnly != nil && *m.RecursiveReadOnly == corev1.RecursiveReadOnlyEnabled {
 			return nil, fmt.Errorf("volume mount %s: recursive read-only mounts are not supported by this node", m.Name)

@@ -252,6 +252,13 @@ func (a *Agent) collectImages(ctx context.Context) error {
 	for _, c := range containers {
 		used[c.GetImage().GetImage()], used[c.ImageRef], used[c.ImageId] = true, true, true
 	}
+	for _, p := range a.cfg.Desired.Pods() {
+		for i := range p.Spec.Volumes {
+			if v := p.Spec.Volumes[i].Image; v != nil {
+				used[v.Reference] = true
+			}
+		}
+	}
 	for _, im := range unusedImages(images, used) {
 		if target <= 0 {
 			return nil

@@ -5,6 +5,8 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -30,13 +32,55 @@ type imageError struct {
 
 func (e *imageError) Error() string { return e.reason + ": " + e.message }
 
-// ensureImage makes sure that the image is here, by the container's policy, and returns its ID.
-func (w *worker) ensureImage(ctx context.Context, pod *corev1.Pod, spec *corev1.Container) (string, *imageError) {
-	is := &runtimeapi.ImageSpec{Image: spec.Image, UserSpecifiedImage: spec.Image, Annotations: podAnnotations(pod)}
+// wanted is an image that a container needs: the one it runs, or one that it mounts.
+type wanted struct {
+	image     string
+	policy    corev1.PullPolicy
+	container string
+	what      string // for messages: "Container image"
+}
+
+// imageMounts are the volumes that a container mounts of type image, by name.
+func imageMounts(pod *corev1.Pod, spec *corev1.Container) map[string]wanted {
+	out := map[string]wanted{}
+	for i := range pod.Spec.Volumes {
+		v := &pod.Spec.Volumes[i]
+		if v.Image == nil || !slices.ContainsFunc(spec.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == v.Name }) {
+			continue
+		}
+		policy := v.Image.PullPolicy
+		if policy == "" {
+			policy = corev1.PullIfNotPresent
+		}
+		out[v.Name] = wanted{v.Image.Reference, policy, spec.Name, "Image volume " + v.Name + ": image"}
+	}
+	return out
+}
+
+// ensureImages makes sure that a container's images are here. It returns the ID of the one that it runs, and those of its volumes of
+// type image by the volumes' names.
+func (w *worker) ensureImages(ctx context.Context, pod *corev1.Pod, spec *corev1.Container) (string, map[string]string, *imageError) {
+	id, err := w.ensureImage(ctx, pod, wanted{spec.Image, spec.ImagePullPolicy, spec.Name, "Container image"})
+	if err != nil {
+		return "", nil, err
+	}
+	mounts := imageMounts(pod, spec)
+	ids := make(map[string]string, len(mounts))
+	for _, volume := range slices.Sorted(maps.Keys(mounts)) {
+		if ids[volume], err = w.ensureImage(ctx, pod, mounts[volume]); err != nil {
+			return "", nil, err
+		}
+	}
+	return id, ids, nil
+}
+
+// ensureImage makes sure that the image is here, by its policy, and returns its ID.
+func (w *worker) ensureImage(ctx context.Context, pod *corev1.Pod, want wanted) (string, *imageError) {
+	is := &runtimeapi.ImageSpec{Image: want.image, UserSpecifiedImage: want.image, Annotations: podAnnotations(pod)}
 	r, err := w.a.cfg.Images.ImageStatus(ctx, is, false)
 	if err != nil {
-		msg := fmt.Sprintf("Failed to inspect image %q: %v", spec.Image, message(err))
-		w.eventOnce(pod, spec.Name, corev1.EventTypeWarning, "InspectFailed", msg)
+		msg := fmt.Sprintf("Failed to inspect image %q: %v", want.image, message(err))
+		w.eventOnce(pod, want.container, corev1.EventTypeWarning, "InspectFailed", msg)
 		reason := "ImageInspectError"
 		if strings.Contains(err.Error(), "invalid reference format") {
 			reason = "InvalidImageName"
@@ -45,18 +89,18 @@ func (w *worker) ensureImage(ctx context.Context, pod *corev1.Pod, spec *corev1.
 	}
 	present := r.GetImage().GetId()
 	switch {
-	case present != "" && spec.ImagePullPolicy != corev1.PullAlways:
-		w.eventf(pod, spec.Name, corev1.EventTypeNormal, "Pulled", "Container image %q already present on machine and can be accessed by the pod", spec.Image)
+	case present != "" && want.policy != corev1.PullAlways:
+		w.eventf(pod, want.container, corev1.EventTypeNormal, "Pulled", "%s %q already present on machine and can be accessed by the pod", want.what, want.image)
 		return present, nil
-	case spec.ImagePullPolicy == corev1.PullNever:
-		msg := fmt.Sprintf("Container image %q is not present with pull policy of Never", spec.Image)
-		w.eventOnce(pod, spec.Name, corev1.EventTypeWarning, "ErrImageNeverPull", msg)
+	case want.policy == corev1.PullNever:
+		msg := fmt.Sprintf("%s %q is not present with pull policy of Never", want.what, want.image)
+		w.eventOnce(pod, want.container, corev1.EventTypeWarning, "ErrImageNeverPull", msg)
 		return "", &imageError{"ErrImageNeverPull", msg, actionRetry}
 	}
-	id, ierr := w.pullImage(ctx, pod, spec, is)
-	if ierr != nil && present != "" && w.ranBefore(spec.Name) {
+	id, ierr := w.pullImage(ctx, pod, want, is)
+	if ierr != nil && present != "" && w.ranBefore(want.container) {
 		// This very pod ran this image here before: a node that cannot reach the registry (or is cut off) restarts it.
-		w.eventOnce(pod, spec.Name, corev1.EventTypeWarning, "Pulled", fmt.Sprintf("Image %q could not be pulled (%s); the copy that this pod already ran is used", spec.Image, ierr.message))
+		w.eventOnce(pod, want.container, corev1.EventTypeWarning, "Pulled", fmt.Sprintf("Image %q could not be pulled (%s); the copy that this pod already ran is used", want.image, ierr.message))
 		return present, nil
 	}
 	return id, ierr
@@ -71,39 +115,39 @@ func (w *worker) ranBefore(container string) bool {
 	return ok
 }
 
-func (w *worker) pullImage(ctx context.Context, pod *corev1.Pod, spec *corev1.Container, is *runtimeapi.ImageSpec) (string, *imageError) {
+func (w *worker) pullImage(ctx context.Context, pod *corev1.Pod, want wanted, is *runtimeapi.ImageSpec) (string, *imageError) {
 	now := time.Now()
-	p := w.pulls[spec.Image]
+	p := w.pulls[want.image]
 	if p == nil {
 		p = &pull{}
-		w.pulls[spec.Image] = p
+		w.pulls[want.image] = p
 	}
 	if now.Before(p.until) {
-		msg := fmt.Sprintf("Back-off pulling image %q", spec.Image)
-		w.eventOnce(pod, spec.Name, corev1.EventTypeNormal, "BackOff", msg)
+		msg := fmt.Sprintf("Back-off pulling image %q", want.image)
+		w.eventOnce(pod, want.container, corev1.EventTypeNormal, "BackOff", msg)
 		return "", &imageError{"ImagePullBackOff", msg + ": " + p.last, p.until.Sub(now)}
 	}
-	w.eventf(pod, spec.Name, corev1.EventTypeNormal, "Pulling", "Pulling image %q", spec.Image)
+	w.eventf(pod, want.container, corev1.EventTypeNormal, "Pulling", "Pulling image %q", want.image)
 	id, err := w.tryPull(ctx, pod, is)
 	if err != nil {
 		if ctx.Err() != nil {
 			return "", &imageError{"ErrImagePull", "interrupted", 0}
 		}
-		reason, msg := pullError(spec.Image, message(err))
-		w.eventf(pod, spec.Name, corev1.EventTypeWarning, "Failed", "Failed to pull image %q: %v", spec.Image, message(err))
+		reason, msg := pullError(want.image, message(err))
+		w.eventf(pod, want.container, corev1.EventTypeWarning, "Failed", "Failed to pull image %q: %v", want.image, message(err))
 		p.delay = min(max(2*p.delay, lifecycle.BackoffInitial), lifecycle.BackoffMax)
 		p.until = time.Now().Add(p.delay)
 		p.last = reason + ": " + msg
 		// The reason itself is shown first, then that the pod is held back.
 		return "", &imageError{reason, msg, p.delay / 4}
 	}
-	delete(w.pulls, spec.Image)
+	delete(w.pulls, want.image)
 	took := time.Since(now).Truncate(time.Millisecond)
 	size := uint64(0)
 	if r, err := w.a.cfg.Images.ImageStatus(ctx, is, false); err == nil {
 		size = r.GetImage().GetSize()
 	}
-	w.eventf(pod, spec.Name, corev1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %v (%v including waiting). Image size: %v bytes.", spec.Image, took, took, size)
+	w.eventf(pod, want.container, corev1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %v (%v including waiting). Image size: %v bytes.", want.image, took, took, size)
 	return id, nil
 }
 

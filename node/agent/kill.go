@@ -29,6 +29,9 @@ func (w *worker) kill(ctx context.Context, pod *corev1.Pod, action lifecycle.Act
 		for _, v := range group {
 			if _, ok := w.killSince[v.ID]; !ok {
 				w.killSince[v.ID] = time.Now()
+				if v.Again {
+					w.again[v.ID] = true
+				}
 				w.eventf(pod, v.Name, corev1.EventTypeNormal, "Killing", "%s", v.Reason)
 			}
 		}

@@ -35,6 +35,11 @@ func (w *worker) createSandbox(ctx context.Context, pod *corev1.Pod, attempt uin
 		w.eventOnce(pod, "", corev1.EventTypeWarning, "FailedCreatePodContainer", err.Error())
 		return err
 	}
+	if old := w.a.cfg.Desired.Record(w.uid); old != nil {
+		next := *old // no container has anything any more: each gets what the pod has now
+		next.Actuated = &desired.Resources{Pod: pod.Spec.Resources}
+		w.a.cfg.Desired.PutRecord(&next)
+	}
 	if err := w.setupVolumes(ctx, pod); err != nil {
 		return err
 	}

@@ -16,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	"k8s.io/client-go/util/workqueue"
+
+	"skein.io/skein/node/agent/lifecycle"
 )
 
 const (
@@ -185,16 +187,14 @@ func keepForeign(have, next *corev1.PodStatus) {
 	if next.StartTime != nil && have.StartTime != nil {
 		next.StartTime = have.StartTime // the first one stays
 	}
-	own := map[corev1.PodConditionType]bool{corev1.PodReadyToStartContainers: true, corev1.PodInitialized: true, corev1.PodReady: true,
-		corev1.ContainersReady: true, corev1.PodScheduled: true}
 	var conds []corev1.PodCondition
 	for _, c := range have.Conditions {
-		if !own[c.Type] {
+		if !lifecycle.Owns(c.Type) {
 			conds = append(conds, c)
 		}
 	}
 	for _, c := range next.Conditions {
-		if own[c.Type] {
+		if lifecycle.Owns(c.Type) {
 			conds = append(conds, c)
 		}
 	}

@@ -52,6 +52,8 @@ type worker struct {
 	cache       map[string]lifecycle.Container
 	waits       map[string]lifecycle.Wait
 	sandboxWait *lifecycle.Wait
+	resizeWait  *lifecycle.Wait
+	again       map[string]bool // containers that were stopped only to be started again
 	pulls       map[string]*pull
 	hooked      map[string]bool      // containers whose preStop hook ran
 	killSince   map[string]time.Time // container -> when its termination began
@@ -59,11 +61,12 @@ type worker struct {
 	probed      map[string]bool
 	told        map[string]time.Time // event -> until when it is not repeated
 	finished    bool
+	noted       *desired.Resources // what of the grant is in the record
 }
 
 func newWorker(a *Agent, p *corev1.Pod, gone bool, verdict *lifecycle.Verdict) *worker {
 	return &worker{a: a, uid: p.UID, pod: p, gone: gone, verdict: verdict, wake: make(chan struct{}, 1), cache: map[string]lifecycle.Container{},
-		waits: map[string]lifecycle.Wait{}, pulls: map[string]*pull{}, hooked: map[string]bool{}, killSince: map[string]time.Time{},
+		waits: map[string]lifecycle.Wait{}, again: map[string]bool{}, pulls: map[string]*pull{}, hooked: map[string]bool{}, killSince: map[string]time.Time{},
 		probed: map[string]bool{}, told: map[string]time.Time{}, stale: true}
 }
 
@@ -161,9 +164,10 @@ func (w *worker) step(ctx context.Context) (time.Duration, bool) {
 	if rec == nil {
 		rec = &desired.Record{UID: w.uid, Namespace: pod.Namespace, Name: pod.Name}
 	}
+	pod, pending := w.granted(pod, gone, &rec)
 	w.startProbes(ctx, pod, rec)
 	in := lifecycle.Input{Pod: pod, Gone: gone, Observed: observed, Old: rec.Status, Containers: rec.Containers, Probes: w.probeResults(), Waits: w.waits,
-		SandboxWait: w.sandboxWait, Fail: w.verdict, HostIPs: w.a.cfg.hostIPs(), Now: time.Now()}
+		SandboxWait: w.sandboxWait, Actuated: rec.Actuated, Pending: pending, Again: w.again, ResizeWait: w.resizeWait, Fail: w.verdict, HostIPs: w.a.cfg.hostIPs(), Now: time.Now()}
 	plan := lifecycle.Step(in)
 	w.publish(pod, rec, &plan)
 	for _, e := range plan.Events {
@@ -209,9 +213,10 @@ func (w *worker) publish(pod *corev1.Pod, rec *desired.Record, plan *lifecycle.P
 	if plan.Terminating && next.Pod == nil {
 		next.Pod = pod
 	}
-	if next.Admitted != rec.Admitted || next.Pod != rec.Pod || !maps.Equal(next.Containers, rec.Containers) ||
+	if next.Admitted != rec.Admitted || next.Allocated != w.noted || next.Pod != rec.Pod || !maps.Equal(next.Containers, rec.Containers) ||
 		!apiequality.Semantic.DeepEqual(rec.Status, next.Status) {
 		w.a.cfg.Desired.PutRecord(&next)
+		w.noted = next.Allocated
 	}
 	w.a.writer.enqueue(w.uid)
 }
@@ -268,7 +273,7 @@ func (w *worker) do(ctx context.Context, pod *corev1.Pod, action lifecycle.Actio
 		return nil
 	case lifecycle.CreateSandbox:
 		err := w.createSandbox(ctx, pod, uint32(action.Attempt))
-		w.sandboxWait = nil
+		w.sandboxWait, w.resizeWait = nil, nil
 		for name, wait := range w.waits {
 			if err == nil && (wait.Reason == reasonCreateError || wait.Reason == reasonRunError) {
 				delete(w.waits, name) // the former sandbox may have been the reason
@@ -284,6 +289,8 @@ func (w *worker) do(ctx context.Context, pod *corev1.Pod, action lifecycle.Actio
 		return err
 	case lifecycle.Start:
 		return w.startContainer(ctx, pod, action)
+	case lifecycle.Resize:
+		return w.resize(ctx, pod, action)
 	}
 	return nil
 }
@@ -305,6 +312,7 @@ func (w *worker) releaseWaits() {
 		exists[w.observed.Containers[i].ID] = true
 	}
 	maps.DeleteFunc(w.hooked, func(id string, _ bool) bool { return !exists[id] })
+	maps.DeleteFunc(w.again, func(id string, _ bool) bool { return !exists[id] })
 	maps.DeleteFunc(w.killSince, func(id string, _ time.Time) bool { return !exists[id] })
 	for i := range w.observed.Containers {
 		if c := &w.observed.Containers[i]; c.State == lifecycle.Running {
@@ -409,6 +417,7 @@ func (w *worker) finish(ctx context.Context, pod *corev1.Pod, gone bool) (time.D
 			return actionRetry, false
 		}
 		w.finished = true
+		w.a.release(w.uid)
 	}
 	if !gone {
 		if pod.DeletionTimestamp != nil {

@@ -30,6 +30,13 @@ import (
 type fakeCgroups struct {
 	mu   sync.Mutex
 	pods map[string]cgroup.Limits
+	used int64
+}
+
+func (f *fakeCgroups) MemoryUsage(string) (int64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.used, nil
 }
 
 func (f *fakeCgroups) Path(uid string) string { return "/x/pods/" + uid }

@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -119,10 +121,28 @@ func importImage(ctx context.Context, cc *grpc.ClientConn, r io.Reader, labels m
 	var names []string
 	for _, img := range imgs {
 		// The first pod would wait for it otherwise.
-		if err := client.NewImage(cl, img).Unpack(ctx, snapshotter); err != nil {
+		whole := client.NewImage(cl, img)
+		if err := whole.Unpack(ctx, snapshotter); err != nil {
 			return nil, fmt.Errorf("unpack image %s: %w", img.Name, err)
+		}
+		if err := nameByID(ctx, cl, whole); err != nil {
+			return nil, fmt.Errorf("name image %s by its ID: %w", img.Name, err)
 		}
 		names = append(names, img.Name)
 	}
 	return names, nil
+}
+
+// nameByID gives an image its ID as a second name, as a pull does: containerd's CRI finds by that what is mounted as a volume. It
+// would do so itself, were the image not labelled as its own already.
+func nameByID(ctx context.Context, cl *client.Client, img client.Image) error {
+	config, err := img.Config(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = cl.ImageService().Create(ctx, images.Image{Name: config.Digest.String(), Target: img.Target(), Labels: img.Labels()})
+	if errdefs.IsAlreadyExists(err) {
+		return nil
+	}
+	return err
 }

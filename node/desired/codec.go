@@ -73,6 +73,10 @@ type Record struct {
 	Pod *corev1.Pod
 	// Containers by name.
 	Containers map[string]ContainerRecord
+	// Allocated is what the node has granted to the pod, which counts while its spec asks for something else. Nil: not noted yet.
+	Allocated *Resources
+	// Actuated is what the containers' cgroups were set to last, by the names of those that were made. Nil: none was.
+	Actuated *Resources
 }
 
 // ContainerRecord is the restart history of one container.
@@ -87,8 +91,8 @@ type ContainerRecord struct {
 
 // Fields of the record's protobuf encoding. Numbers are never reused.
 const (
-	fieldUID, fieldNamespace, fieldName, fieldAdmitted, fieldStatus, fieldPod, fieldContainer = 1, 2, 3, 4, 5, 6, 7
-	fieldCName, fieldCRestarts, fieldCBackoff, fieldCBackoffAt                                = 1, 2, 3, 4
+	fieldUID, fieldNamespace, fieldName, fieldAdmitted, fieldStatus, fieldPod, fieldContainer, fieldAllocated, fieldActuated = 1, 2, 3, 4, 5, 6, 7, 8, 9
+	fieldCName, fieldCRestarts, fieldCBackoff, fieldCBackoffAt                                                               = 1, 2, 3, 4
 )
 
 func (r *Record) marshal() ([]byte, error) {
@@ -125,6 +129,16 @@ func (r *Record) marshal() ([]byte, error) {
 	sort.Strings(names)
 	for _, n := range names {
 		b = protowire.AppendBytes(protowire.AppendTag(b, fieldContainer, protowire.BytesType), r.Containers[n].marshal(n))
+	}
+	for i, res := range []*Resources{r.Allocated, r.Actuated} {
+		if res == nil {
+			continue
+		}
+		data, err := res.marshal()
+		if err != nil {
+			return nil, fmt.Errorf("encode resources of pod %s/%s: %w", r.Namespace, r.Name, err)
+		}
+		b = protowire.AppendBytes(protowire.AppendTag(b, protowire.Number(fieldAllocated+i), protowire.BytesType), data)
 	}
 	return b, nil
 }
@@ -199,6 +213,12 @@ func (r *Record) unmarshal(b []byte) error {
 				r.Containers = map[string]ContainerRecord{}
 			}
 			r.Containers[name] = c
+		case fieldAllocated:
+			r.Allocated = &Resources{}
+			return r.Allocated.unmarshal(data)
+		case fieldActuated:
+			r.Actuated = &Resources{}
+			return r.Actuated.unmarshal(data)
 		}
 		return nil
 	})

@@ -119,7 +119,7 @@ func prepare(tx *bbolt.Tx) error {
 	case binary.BigEndian.Uint32(v) > formatVersion:
 		return fmt.Errorf("%w: it has version %d, this binary knows up to %d", ErrNewer, binary.BigEndian.Uint32(v), formatVersion)
 	}
-	for _, k := range []Kind{Pods, Services, EndpointSlices, Nodes, ConfigMaps, Secrets, Claims, Volumes, tokens, records} {
+	for _, k := range []Kind{Pods, Services, EndpointSlices, Nodes, ConfigMaps, Secrets, Claims, Volumes, tokens, Records} {
 		if _, err := tx.CreateBucketIfNotExists([]byte(k)); err != nil {
 			return err
 		}
@@ -169,7 +169,7 @@ func (s *Store) read(tx *bbolt.Tx) error {
 	}); err != nil {
 		return err
 	}
-	return each(records, func(key string, _ byte, payload []byte) error {
+	return each(Records, func(key string, _ byte, payload []byte) error {
 		r := &Record{}
 		if err := r.unmarshal(payload); err != nil {
 			return err
@@ -228,7 +228,7 @@ func (s *Store) claim(node string) error {
 	}
 	for k := range s.records {
 		delete(s.records, k)
-		s.changed(records, string(k))
+		s.changed(Records, string(k))
 	}
 	return nil
 }

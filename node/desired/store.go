@@ -38,8 +38,9 @@ const (
 
 // Kinds that only the node itself writes.
 const (
-	tokens  Kind = "tokens"
-	records Kind = "records"
+	tokens Kind = "tokens"
+	// Records are the agent's about its pods.
+	Records Kind = "records"
 )
 
 // FlushInterval is how long a change may wait in memory before it is written, so that a burst costs one fsync.
@@ -393,7 +394,7 @@ func (s *Store) PutRecord(r *Record) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.records[r.UID] = r
-	s.changed(records, string(r.UID))
+	s.changed(Records, string(r.UID))
 }
 
 // DeleteRecord forgets the record of a pod.
@@ -402,7 +403,7 @@ func (s *Store) DeleteRecord(pod types.UID) {
 	defer s.mu.Unlock()
 	if _, ok := s.records[pod]; ok {
 		delete(s.records, pod)
-		s.changed(records, string(pod))
+		s.changed(Records, string(pod))
 	}
 }
 
@@ -481,7 +482,7 @@ func (s *Store) encoder(k dirtyKey) func() ([]byte, error) {
 				return s.wrap(k, b, err)
 			}
 		}
-	case records:
+	case Records:
 		if r := s.records[types.UID(k.key)]; r != nil {
 			return func() ([]byte, error) {
 				b, err := r.marshal()

@@ -229,7 +229,7 @@ func TestOpenDamaged(t *testing.T) {
 		"key": bolt(func(tx *bbolt.Tx) error {
 			r := Record{UID: "x"}
 			b, _ := r.marshal()
-			return tx.Bucket([]byte(records)).Put([]byte("y"), seal(flagObject, b))
+			return tx.Bucket([]byte(Records)).Put([]byte("y"), seal(flagObject, b))
 		}),
 	} {
 		t.Run(name, func(t *testing.T) {

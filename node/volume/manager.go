@@ -153,6 +153,8 @@ func (m *Manager) setup(ctx context.Context, pod *corev1.Pod, facts PodFacts, v 
 		return m.emptyDir(pod, v)
 	case v.HostPath != nil:
 		return checkHostPath(v.HostPath)
+	case v.Image != nil:
+		return nil // mounted by the container runtime, container by container
 	case v.NFS != nil:
 		return m.mountNFS(ctx, pod, v, v.NFS.Server, v.NFS.Path, v.NFS.ReadOnly, nil)
 	}
@@ -166,7 +168,7 @@ func (m *Manager) setup(ctx context.Context, pod *corev1.Pod, facts PodFacts, v 
 		return err
 	}
 	if !ok {
-		return errors.New("this node does not support volumes of this kind (supported: emptyDir, hostPath, configMap, secret, downwardAPI, projected, nfs, and claims of hostPath, local and nfs volumes)")
+		return errors.New("this node does not support volumes of this kind (supported: emptyDir, hostPath, configMap, secret, downwardAPI, projected, image, nfs, and claims of hostPath, local and nfs volumes)")
 	}
 	dir, _ := m.path(pod, v)
 	if err := os.MkdirAll(dir, 0o755); err != nil {

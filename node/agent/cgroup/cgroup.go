@@ -35,6 +35,18 @@ type Limits struct {
 	MemoryLimit int64
 }
 
+// Larger is what holds both a and b: a cgroup that goes from a to b has it in between, while its children change. No limit is the
+// largest one.
+func Larger(a, b Limits) Limits {
+	limit := func(x, y int64) int64 {
+		if x == 0 || y == 0 {
+			return 0
+		}
+		return max(x, y)
+	}
+	return Limits{max(a.MilliCPURequest, b.MilliCPURequest), limit(a.MilliCPULimit, b.MilliCPULimit), limit(a.MemoryLimit, b.MemoryLimit)}
+}
+
 // Pods are the pod cgroups of a node.
 type Pods struct {
 	// Mount of the hierarchies; default Mount.
@@ -208,6 +220,33 @@ func enable(dir string) {
 	for _, c := range strings.Fields(string(b)) {
 		_ = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+c), 0o644)
 	}
+}
+
+// MemoryUsage is how much memory a pod's cgroup is charged with, in bytes, page cache included.
+func (p Pods) MemoryUsage(uid string) (int64, error) {
+	hs, err := p.hierarchies()
+	if err != nil {
+		return 0, err
+	}
+	for _, h := range hs {
+		file := "memory.current"
+		if !h.v2 {
+			file = "memory.usage_in_bytes"
+		}
+		b, err := os.ReadFile(filepath.Join(h.dir, p.Path(uid), file))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // another hierarchy has the controller
+		}
+		if err != nil {
+			return 0, fmt.Errorf("memory usage of pod %s: %w", uid, err)
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("memory usage of pod %s: %s: %w", uid, file, err)
+		}
+		return n, nil
+	}
+	return 0, fmt.Errorf("memory usage of pod %s: no hierarchy counts it", uid)
 }
 
 // List returns the pods that have a cgroup in any hierarchy, sorted.

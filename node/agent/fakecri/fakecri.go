@@ -25,6 +25,8 @@ type Program struct {
 	ExitCode int32
 	// Term is how long it takes to end after SIGTERM (with code 0); negative: it ignores the signal.
 	Term time.Duration
+	// Memory is how much it uses, in bytes.
+	Memory uint64
 	// StartErr fails StartContainer.
 	StartErr error
 	// Exec answers commands run in the container; nil: they succeed at once.
@@ -352,6 +354,28 @@ func (r *Runtime) StopContainer(ctx context.Context, id string, timeout int64) e
 	defer r.mu.Unlock()
 	r.end(c, code)
 	return nil
+}
+
+// UpdateContainerResources implements CRI. The call is noted with CPU shares, CPU quota and memory limit.
+func (r *Runtime) UpdateContainerResources(_ context.Context, id string, res *runtimeapi.ContainerResources) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.containers[id]
+	if c == nil || c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		return notFound(id)
+	}
+	return r.call("update %s %d %d %d", c.Metadata.Name, res.Linux.CpuShares, res.Linux.CpuQuota, res.Linux.MemoryLimitInBytes)
+}
+
+// ContainerStats implements CRI, for memory: each container uses its program's.
+func (r *Runtime) ContainerStats(_ context.Context, id string) (*runtimeapi.ContainerStats, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.containers[id]
+	if c == nil {
+		return nil, notFound(id)
+	}
+	return &runtimeapi.ContainerStats{Memory: &runtimeapi.MemoryUsage{UsageBytes: &runtimeapi.UInt64Value{Value: r.Programs[c.Metadata.Name].Memory}}}, r.down
 }
 
 // RemoveContainer implements CRI.

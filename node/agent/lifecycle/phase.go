@@ -78,7 +78,7 @@ func (v *view) computePhase(s *corev1.PodStatus) corev1.PodPhase {
 func (v *view) count(n *tally, st corev1.ContainerStatus) {
 	ended := func(t *corev1.ContainerStateTerminated) {
 		n.stopped++
-		if !v.restarts(&Container{State: Exited, ExitCode: t.ExitCode}) {
+		if c := v.latest[st.Name]; (c == nil || !v.Again[c.ID]) && !v.restarts(&Container{State: Exited, ExitCode: t.ExitCode}) {
 			n.over++
 		}
 	}
@@ -125,7 +125,10 @@ func (v *view) initProgress(s *corev1.PodStatus, never bool) (pending, failed bo
 
 // ownConditions are the condition types that the node decides.
 var ownConditions = map[corev1.PodConditionType]bool{corev1.PodScheduled: true, corev1.PodReady: true, corev1.PodInitialized: true,
-	corev1.ContainersReady: true, corev1.PodReadyToStartContainers: true}
+	corev1.ContainersReady: true, corev1.PodReadyToStartContainers: true, corev1.PodResizePending: true, corev1.PodResizeInProgress: true}
+
+// Owns says whether a type of condition is the node's to decide.
+func Owns(t corev1.PodConditionType) bool { return ownConditions[t] }
 
 func findCondition(cs []corev1.PodCondition, t corev1.PodConditionType) *corev1.PodCondition {
 	for i := range cs {
@@ -153,7 +156,9 @@ func (v *view) conditions(s, old *corev1.PodStatus) []corev1.PodCondition {
 	}
 	add := func(t corev1.PodConditionType, c corev1.PodCondition) {
 		c.Type = t
-		c.ObservedGeneration = v.Pod.Generation
+		if c.ObservedGeneration == 0 {
+			c.ObservedGeneration = v.Pod.Generation
+		}
 		c.LastTransitionTime = metav1.NewTime(v.Now).Rfc3339Copy()
 		o := findCondition(old.Conditions, t)
 		if o == nil {
@@ -169,6 +174,7 @@ func (v *view) conditions(s, old *corev1.PodStatus) []corev1.PodCondition {
 	add(corev1.PodReady, ready)
 	add(corev1.ContainersReady, containers)
 	add(corev1.PodScheduled, corev1.PodCondition{Status: corev1.ConditionTrue})
+	v.resizeConditions(old, add)
 	return out
 }
 

@@ -124,7 +124,7 @@ func (v *view) containerStatus(spec *corev1.Container, old corev1.ContainerStatu
 		s.Resources = nil
 	}
 	if c != nil {
-		s.Resources = spec.Resources.DeepCopy()
+		s.Resources = v.inForce(spec, c)
 		if len(s.Resources.Limits)+len(s.Resources.Requests)+len(s.Resources.Claims) == 0 {
 			s.Resources = &corev1.ResourceRequirements{}
 		}
@@ -244,7 +244,7 @@ func (v *view) waiting(spec *corev1.Container, c *Container, s *corev1.Container
 		return
 	}
 	w, ok := v.Waits[spec.Name]
-	if c != nil && c.State == Exited && !ok {
+	if c != nil && c.State == Exited && !ok && !v.Again[c.ID] {
 		rec := v.plan.Containers[spec.Name]
 		if _, in := InBackoff(rec, c.FinishedAt, v.Now); in {
 			w = Wait{Reason: reasonCrashLoop, Message: "back-off " + rec.Backoff.String() + " restarting failed container=" + spec.Name + " pod=" + PodDesc(v.Pod)}

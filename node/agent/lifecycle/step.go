@@ -46,6 +46,9 @@ type view struct {
 	sandbox *Sandbox
 	// current holds the newest container of each name in sandbox; latest that of all sandboxes.
 	current, latest map[string]*Container
+	// resizing: what was granted is not in force yet. restarting are the running containers that are restarted for it, by ID.
+	resizing   bool
+	restarting map[string]bool
 }
 
 func newView(in *Input) *view {
@@ -125,7 +128,7 @@ func (v *view) terminate() {
 		if c.State == Exited || c.State == Created {
 			continue
 		}
-		vic := Victim{c.ID, c.Name, "Stopping container " + c.Name}
+		vic := Victim{ID: c.ID, Name: c.Name, Reason: "Stopping container " + c.Name}
 		switch ic := initContainer(v.Pod, c.Name); {
 		case ic == nil:
 			main = append(main, vic)
@@ -177,6 +180,7 @@ func (v *view) advance() {
 		v.newSandbox()
 		return
 	}
+	v.resize()
 	v.startEphemeral()
 	initialized := v.initContainers()
 	if v.plan.Terminating || !initialized {
@@ -195,7 +199,7 @@ func (v *view) newSandbox() {
 	var left []Victim
 	for i := range v.Observed.Containers {
 		if c := &v.Observed.Containers[i]; c.State == Running || c.State == Unknown {
-			left = append(left, Victim{c.ID, c.Name, "Pod sandbox changed, it will be killed and re-created."})
+			left = append(left, Victim{ID: c.ID, Name: c.Name, Reason: "Pod sandbox changed, it will be killed and re-created."})
 		}
 	}
 	if len(left) > 0 {
@@ -311,7 +315,7 @@ func (v *view) wanted() bool {
 
 // restarts says whether the pod's policy restarts a container that does not run.
 func (v *view) restarts(c *Container) bool {
-	if c == nil || c.State == Unknown {
+	if c == nil || c.State == Unknown || v.Again[c.ID] {
 		return true
 	}
 	switch v.Pod.Spec.RestartPolicy {
@@ -354,6 +358,9 @@ func (v *view) mainContainers() {
 
 // unhealthy stops a running container that failed a probe or whose spec changed; a later step restarts it if the policy says.
 func (v *view) unhealthy(spec *corev1.Container, c *Container) {
+	if v.restarting[c.ID] {
+		return // it is stopped and started anyway
+	}
 	p := v.Probes[c.ID]
 	grace := GraceSeconds(v.Pod)
 	override := func(pr *corev1.Probe) {
@@ -377,7 +384,7 @@ func (v *view) unhealthy(spec *corev1.Container, c *Container) {
 	if v.Pod.Spec.RestartPolicy != corev1.RestartPolicyNever || IsSidecar(spec) {
 		why += ", will be restarted"
 	}
-	v.plan.Actions = append(v.plan.Actions, Action{Kind: Kill, Groups: [][]Victim{{{c.ID, c.Name, why}}}, Grace: grace})
+	v.plan.Actions = append(v.plan.Actions, Action{Kind: Kill, Groups: [][]Victim{{{ID: c.ID, Name: c.Name, Reason: why}}}, Grace: grace})
 }
 
 // start plans the start of a container after prev, its latest instance, unless it has to wait.
@@ -387,7 +394,7 @@ func (v *view) start(spec *corev1.Container, prev *Container) {
 		v.plan.wake(w.Until)
 		return
 	}
-	if prev != nil && prev.State == Exited {
+	if prev != nil && prev.State == Exited && !v.Again[prev.ID] {
 		if until, in := InBackoff(rec, prev.FinishedAt, v.Now); in {
 			v.plan.wake(until)
 			return

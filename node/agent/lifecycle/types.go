@@ -103,6 +103,15 @@ type Input struct {
 	Waits map[string]Wait
 	// SandboxWait is set after a failed start of the sandbox or of the volumes.
 	SandboxWait *Wait
+	// Actuated is what the cgroups of the containers that were made were set to last. Pod has what the node granted, which may be
+	// another thing: then the pod is resized.
+	Actuated *desired.Resources
+	// Pending is why the node has not granted what the pod's spec in the API asks for, Reason Deferred or Infeasible; nil: it has.
+	Pending *Verdict
+	// Again are the containers, by ID, that were stopped only to be started again.
+	Again map[string]bool
+	// ResizeWait is set after a failed resize.
+	ResizeWait *Wait
 	// Fail is set when the node refuses or evicts the pod.
 	Fail    *Verdict
 	HostIPs []string
@@ -122,12 +131,14 @@ const (
 	CreateSandbox
 	// Start pulls the image, creates and starts a container.
 	Start
+	// Resize sets the cgroups of the pod and of running containers to what was granted.
+	Resize
 	// Finish releases what a pod that will never run again holds: volumes, cgroups. Last action of a pod.
 	Finish
 )
 
 func (k Kind) String() string {
-	return [...]string{"Kill", "StopSandbox", "CreateSandbox", "Start", "Finish"}[k]
+	return [...]string{"Kill", "StopSandbox", "CreateSandbox", "Start", "Resize", "Finish"}[k]
 }
 
 // Victim is a container to be stopped.
@@ -136,6 +147,8 @@ type Victim struct {
 	Name string
 	// Reason is the event's message.
 	Reason string
+	// Again: whatever the pod's policy says, the container is started again, and at once. Input.Again is to have it from then on.
+	Again bool
 }
 
 // Action is one thing to do.
@@ -153,6 +166,14 @@ type Action struct {
 	Attempt int32
 	// Record of the container, to be kept once Start has created it.
 	Record desired.ContainerRecord
+	// Updates are the running containers whose cgroups Resize sets, in this order.
+	Updates []Update
+}
+
+// Update is a running container whose cgroup is to be set.
+type Update struct {
+	ID   string
+	Name string
 }
 
 func (a Action) String() string {
@@ -176,6 +197,12 @@ func (a Action) String() string {
 		return fmt.Sprintf("CreateSandbox %d", a.Attempt)
 	case Start:
 		return fmt.Sprintf("Start %s %d", a.Container, a.Attempt)
+	case Resize:
+		s := "Resize"
+		for _, u := range a.Updates {
+			s += " " + u.Name
+		}
+		return s
 	}
 	return a.Kind.String()
 }

@@ -164,7 +164,7 @@ func TestReal(t *testing.T) {
 	t.Run("pods", func(t *testing.T) {
 		for name, f := range map[string]func(*testing.T, *realCluster){"life": testLife, "crash": testCrash, "never": testNever, "init": testInit,
 			"probes": testProbes, "volumes": testVolumes, "termination": testTermination, "images": testImages, "oom": testOOM,
-			"deadline": testDeadline, "reject": testReject, "security": testSecurity, "force": testForce} {
+			"deadline": testDeadline, "reject": testReject, "security": testSecurity, "force": testForce, "resize": testResize, "image volume": testImageVolume} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				cc := *c
