@@ -24,7 +24,7 @@ type Pace struct {
 	// Share is how many percent of the processor time that the rest of the process uses
 	// collecting may take: so much is allocated between two collections, within the bounds of
 	// Percent and Most. A process that uses less than two processors counts as if it used
-	// these: it has processor time to spare. Default 2.
+	// these: it has processor time to spare. Default 1.
 	Share int
 	// BurstFor is how long a call of Burst counts. Default 2 s.
 	BurstFor time.Duration
@@ -45,7 +45,7 @@ func (p *Pace) setDefaults() {
 		p.Percent = 50
 	}
 	if p.Share == 0 {
-		p.Share = 2
+		p.Share = 1
 	}
 	if p.Most == nil {
 		p.Most = func(uint64) uint64 { return 24 << 20 }

@@ -35,8 +35,9 @@ const (
 	// 4 MB more that are in use in part, because what stays lies scattered among what does not; with a small store, where a start is short anyway, they count.
 	startRoom  = 40 << 20
 	largeStore = 8 << 20
-	// started is how long after it is ready a node has started.
-	started = 3 * time.Second
+	// started is how long after it is ready a node has started, and startMost how long after its process began, whether it is ready or not.
+	started   = 3 * time.Second
+	startMost = 20 * time.Second
 	// crowdRoom is the room while at least crowd first lists of watches are streamed, when memory counts more than processor time: clients that all come back, after
 	// a change of the leader or a restart, wait for each other anyway.
 	crowd     = 8
@@ -55,6 +56,7 @@ var starting atomic.Bool
 // tuneRuntime sets the collector, unless the operator did, and calms the runtime's monitor thread.
 func tuneRuntime(stateDir string) error {
 	starting.Store(true)
+	time.AfterFunc(startMost, func() { starting.Store(false) })
 	first := uint64(0)
 	if storeSize(stateDir) >= largeStore {
 		first = startRoom
