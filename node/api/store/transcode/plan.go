@@ -62,10 +62,16 @@ type message struct {
 	fields []field // in the order of JSON
 	// byNumber gives the index of the field with a number, plus one.
 	byNumber []uint8
+	// always are those that are written though they are not there, as bits.
+	always uint64
 }
 
-// maxNumber bounds the numbers of fields; the largest in use is below 100.
-const maxNumber = 255
+const (
+	// maxNumber bounds the numbers of fields; the largest in use is below 100.
+	maxNumber = 255
+	// maxFields bounds how many a message has; a pod's spec has 43.
+	maxFields = 64
+)
 
 var (
 	timeType      = reflect.TypeFor[metav1.Time]()
@@ -104,8 +110,11 @@ func (p planner) message(t reflect.Type) (*message, error) {
 		for len(m.byNumber) <= number {
 			m.byNumber = append(m.byNumber, 0)
 		}
-		if m.byNumber[number] != 0 || len(m.fields) > maxNumber {
-			return nil, fmt.Errorf("%s.%s: the number %d is taken", t, sf.Name, number)
+		if m.byNumber[number] != 0 || len(m.fields) > maxFields {
+			return nil, fmt.Errorf("%s.%s: the number %d is taken, or there are more than %d fields", t, sf.Name, number, maxFields)
+		}
+		if !f.omit || f.inline {
+			m.always |= 1 << (len(m.fields) - 1)
 		}
 		m.byNumber[number] = uint8(len(m.fields))
 	}

@@ -16,7 +16,9 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"math/bits"
 	"reflect"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -78,7 +80,7 @@ type writer struct {
 	found []span
 }
 
-// span is a part of a message, tags and all; to = 0: not there.
+// span is a part of a message, tags and all.
 type span struct{ from, to int32 }
 
 // next reads the field at the beginning of a message: a number in a varint, or what is in bytes. size is that of all of it; negative: it is not whole, or
@@ -118,57 +120,62 @@ func (m *message) field(n protowire.Number, t protowire.Type) *field {
 	return nil
 }
 
-// find notes where the fields of a message are.
-func (m *message) find(data []byte, found []span) error {
+// find notes where the fields of a message are, and gives those that are there as bits.
+func (m *message) find(data []byte, found []span) (there uint64, err error) {
 	if len(data) > math.MaxInt32 {
-		return ErrForm
+		return 0, ErrForm
 	}
 	for at := 0; at < len(data); {
 		n, t, _, _, size := next(data[at:])
 		if size < 0 {
-			return ErrForm
+			return 0, ErrForm
 		}
 		f := m.field(n, t)
 		if f == nil {
-			return ErrForm
+			return 0, ErrForm
 		}
 		end := at + size
-		switch s := &found[m.byNumber[n]-1]; {
-		case s.to == 0:
+		i := m.byNumber[n] - 1
+		switch s, bit := &found[i], uint64(1)<<i; {
+		case there&bit == 0:
+			there |= bit
 			*s = span{int32(at), int32(end)}
 		case s.to == int32(at) && f.shape >= list:
 			s.to = int32(end)
 		default:
-			return ErrForm
+			return 0, ErrForm
 		}
 		at = end
 	}
-	return nil
+	return there, nil
 }
 
 // fields writes those of a message; comma says whether something has been written before them, and the result whether something has then.
 func (w *writer) fields(m *message, data []byte, comma bool) (bool, error) {
 	base := len(w.found)
-	for range m.fields {
-		w.found = append(w.found, span{})
-	}
-	if err := m.find(data, w.found[base:]); err != nil {
+	w.found = slices.Grow(w.found, len(m.fields))[:base+len(m.fields)]
+	there, err := m.find(data, w.found[base:])
+	if err != nil {
 		return false, err
 	}
-	for i := range m.fields {
-		f, s := &m.fields[i], w.found[base+i]
-		var err error
+	for left := m.always | there; left != 0; left &= left - 1 {
+		i := bits.TrailingZeros64(left)
+		f := &m.fields[i]
+		var raw []byte
+		if there>>i&1 != 0 {
+			s := w.found[base+i]
+			raw = data[s.from:s.to]
+		}
 		if f.inline {
 			var inner []byte
-			if s.to != 0 {
-				_, _, _, inner, _ = next(data[s.from:s.to])
+			if len(raw) > 0 {
+				_, _, _, inner, _ = next(raw)
 			}
 			if comma, err = w.fields(f.msg, inner, comma); err != nil {
 				return false, err
 			}
 			continue
 		}
-		raw := data[s.from:s.to]
 		if f.omit {
 			if empty, err := f.empty(raw); err != nil {
 				return false, err
