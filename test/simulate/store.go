@@ -71,6 +71,7 @@ type store struct {
 	noops  map[string]int
 	tries  map[string]int             // writing requests by method and path, refused ones too
 	admit  func(runtime.Object) error // may refuse what is created
+	keep   func(runtime.Object) error // may refuse what is deleted
 	// onCommit is called under the lock, after the commit.
 	onCommit []func(commit)
 	onEvict  func(*corev1.Pod) // under the lock, after an eviction was granted

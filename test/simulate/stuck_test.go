@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -62,7 +63,31 @@ func TestStuckObjectsCostNothing(t *testing.T) {
 		edit(w, "default", "a", func(c *corev1.ConfigMap) {
 			c.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "ConfigMap", Name: "b", UID: b.UID}}
 		})
-		objects += 8 // the Deployment's ReplicaSet is one
+		w.make(daemonSet("full", "everywhere", false))
+		w.make(&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "never"}, Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, StorageClassName: ptr("none"),
+			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: *quantity("1Gi")}}}})
+		// Who may take another's place, whom nobody may delete; and who is evicted by a taint, likewise.
+		w.s.keep = func(obj runtime.Object) error {
+			if p, ok := obj.(*corev1.Pod); ok && p.Labels["kept"] != "" {
+				return apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, p.Name, errors.New("denied by a webhook"))
+			}
+			return nil
+		}
+		for name, node := range map[string]string{"victim": "n1", "tainted": "n4"} {
+			p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{"kept": "yes"}}, Spec: podSpec("6", corev1.RestartPolicyAlways)}
+			p.Spec.NodeName = node
+			w.make(p)
+		}
+		w.agents.add("n4", "z", "8", "16Gi")
+		edit(w, "", "n4", func(n *corev1.Node) {
+			n.Spec.Taints = append(n.Spec.Taints, corev1.Taint{Key: "broken", Effect: corev1.TaintEffectNoExecute})
+		})
+		pod("vip", func(s *corev1.PodSpec) {
+			s.NodeSelector, s.Priority = map[string]string{corev1.LabelHostname: "n1"}, ptr(int32(1000))
+			s.Containers[0].Resources.Requests[corev1.ResourceCPU] = *quantity("7")
+		})
+		objects += 8 + 5 // the Deployment's ReplicaSet is one
 		w.elect(0)
 		time.Sleep(20 * time.Minute)
 		w.s.mu.Lock()
@@ -72,14 +97,24 @@ func TestStuckObjectsCostNothing(t *testing.T) {
 		time.Sleep(minutes * time.Minute)
 		w.s.mu.Lock()
 		defer w.s.mu.Unlock()
-		sum := 0
+		sum, of := 0, map[string]int{}
 		for what, n := range w.s.tries {
 			if n -= before[what]; n > 0 {
 				sum += n
+				for _, name := range []string{"victim", "tainted", "vip"} {
+					if strings.Contains(what, "/"+name) {
+						of[name] += n
+					}
+				}
 				t.Logf("%4d %s", n, what)
 				if n > 4*minutes { // one path is of several objects: events, the pods of the full namespace
 					t.Errorf("%d times %s in an hour", n, what)
 				}
+			}
+		}
+		for name, n := range of {
+			if n >= minutes {
+				t.Errorf("%d times something about %s in an hour", n, name)
 			}
 		}
 		if sum > objects*minutes {

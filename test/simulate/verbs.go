@@ -233,6 +233,11 @@ func (s *store) removeLocked(k kind, at key, opts metav1.DeleteOptions, who stri
 		}
 	}
 	s.count("delete", k, "")
+	if s.keep != nil {
+		if err := s.keep(held.obj); err != nil {
+			return nil, err
+		}
+	}
 	obj := held.obj.DeepCopyObject()
 	acc, _ := meta.Accessor(obj)
 	var grace int64

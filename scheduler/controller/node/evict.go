@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -21,6 +22,9 @@ type taintRecord struct {
 	since map[string]time.Time    // by key, value and effect of the taint
 	known map[types.UID]time.Time // pods seen on the node -> since when; zero for those that were there first
 	due   map[types.UID]bool      // those that were to go, but not at once
+	// refused are pods whose eviction the API refused, and when: every change of a pod wakes its node, also the one that says why it is to go, and the one that
+	// takes that back after two minutes.
+	refused map[types.UID]time.Time
 }
 
 func taintID(t *corev1.Taint) string {
@@ -92,21 +96,57 @@ func (c *Controller) syncPods(ctx context.Context, n *corev1.Node, j judgement) 
 	}
 	now := c.clock.Now()
 	var next time.Time
+	sooner := func(at time.Time) {
+		if next.IsZero() || at.Before(next) {
+			next = at
+		}
+	}
 	for i, pod := range pods {
 		switch {
 		case j.fate == left:
 			errs = append(errs, c.forceDelete(ctx, pod))
 		case pod.DeletionTimestamp != nil, deadlines[i].IsZero():
 		case !deadlines[i].After(now):
-			errs = append(errs, c.evict(ctx, pod))
-		case next.IsZero() || deadlines[i].Before(next):
-			next = deadlines[i]
+			if again := c.refusedUntil(n.Name, pod); again.After(now) {
+				sooner(again)
+				continue
+			}
+			err := c.evict(ctx, pod)
+			if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) {
+				c.noteRefused(n.Name, pod, now)
+			}
+			errs = append(errs, err)
+		default:
+			sooner(deadlines[i])
 		}
 	}
 	if !next.IsZero() {
 		c.queue.AddAfter(n.Name, next.Sub(now))
 	}
 	return errors.Join(errs...)
+}
+
+// refusedUntil is when an eviction that was refused may be tried again; zero: now.
+func (c *Controller) refusedUntil(node string, pod *corev1.Pod) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if rec := c.tainted[node]; rec != nil {
+		if at, was := rec.refused[pod.UID]; was {
+			return at.Add(controller.RetryLongest)
+		}
+	}
+	return time.Time{}
+}
+
+func (c *Controller) noteRefused(node string, pod *corev1.Pod, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if rec := c.tainted[node]; rec != nil {
+		if rec.refused == nil {
+			rec.refused = map[types.UID]time.Time{}
+		}
+		rec.refused[pod.UID] = now
+	}
 }
 
 // anyDue reports whether pods of the node were to go; if none, it forgets the node's taints.
@@ -184,6 +224,7 @@ func (c *Controller) deadlines(n *corev1.Node, j judgement, pods []*corev1.Pod) 
 		}
 	}
 	rec.known = known
+	maps.DeleteFunc(rec.refused, func(uid types.UID, _ time.Time) bool { _, there := known[uid]; return !there })
 	return out, nil
 }
 
