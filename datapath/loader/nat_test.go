@@ -140,6 +140,35 @@ func TestNodePortLocally(t *testing.T) {
 	}
 }
 
+// TestHostPort: one port of a node leads to one pod at 127.0.0.1, to a second at the node's address, and to a third with UDP; a client
+// on the node may have bound its socket to the node's address.
+func TestHostPort(t *testing.T) {
+	a, b, outside := twoNodes(t)
+	hostPort := func(name, addr string, proto service.Proto) service.Service {
+		_, backend := a.pod(name)
+		at := netip.MustParseAddrPort(addr)
+		return service.Service{Name: name, Proto: proto, ExternalLocal: true, Backends: []service.Backend{backend},
+			Frontends: []service.Frontend{{Addr: at, External: !at.Addr().IsLoopback()}}}
+	}
+	a.apply(hostPort("web1", "127.0.0.1:5432", service.TCP), hostPort("web2", "10.99.0.1:5432", service.TCP), hostPort("web3", "10.99.0.1:5432", service.UDP))
+	clientPod, _ := b.pod("client")
+	onNode := testnet.NewProbe(a.NS, a.cgroup)
+	for _, local := range []string{"", "10.99.0.1:0"} {
+		for _, c := range [][3]string{{"tcp4", "127.0.0.1:5432", "web1"}, {"tcp4", "10.99.0.1:5432", "web2"}, {"udp4", "10.99.0.1:5432", "web3"}} {
+			if r := onNode.Do(testnet.Request{Op: "ask", Network: c[0], Addr: c[1], Msg: "x", Local: local}); r.Err != "" || who(r) != c[2] {
+				t.Errorf("node, from %q to %s %s: %q %s, want %s", local, c[0], c[1], r.Text, r.Err, c[2])
+			}
+		}
+	}
+	for name, p := range map[string]*testnet.Probe{"outside": testnet.NewProbe(outside, ""), "pod of another node": testnet.NewProbe(clientPod, b.cgroup)} {
+		for network, want := range map[string]string{"tcp4": "web2", "udp4": "web3"} {
+			if r := p.Ask(network, "10.99.0.1:5432"); who(r) != want {
+				t.Errorf("%s, %s: %q, want %s", name, network, r.Text, want)
+			}
+		}
+	}
+}
+
 // TestNodePortFollowsBackends: a flow's next connection goes to a live back end when its former one left, even from the
 // same client port; and one client port may use two node ports that share a back end.
 func TestNodePortFollowsBackends(t *testing.T) {

@@ -44,6 +44,7 @@ type network struct {
 
 	// All below is Run's alone.
 	peers map[string]podnet.Peer // of the other nodes, by their names
+	ports []service.Service      // this node's ports that lead to its pods
 	why   string                 // gossip's last decision, as it was logged
 	pods  *podnet.Net            // nil until this node has a pod CIDR
 	cidr  netip.Prefix
@@ -99,11 +100,14 @@ func (w *network) setReady(err error) {
 func (w *network) Run(ctx context.Context) error {
 	objects, end := w.n.desired.Subscribe(desired.Services, desired.EndpointSlices)
 	defer end()
+	pods, endPods := w.n.desired.Subscribe(desired.Records)
+	defer endPods()
 	nodes := w.n.desired.Follow(desired.Nodes)
 	defer nodes.End()
 	members, endMembers := w.n.gossip.Subscribe()
 	defer endMembers()
 	w.learn(nodes.Take())
+	w.learnPorts()
 	var serviceText, peerText string
 	var rest <-chan time.Time // set: routes were changed a moment ago
 	all := time.NewTimer(networkResync)
@@ -140,6 +144,8 @@ func (w *network) Run(ctx context.Context) error {
 			return nil
 		case <-objects:
 			services = true
+		case <-pods:
+			services = w.learnPorts()
 		case <-members:
 			services = true
 		case <-news:
@@ -183,6 +189,7 @@ func (w *network) applyServices() (string, error) {
 	}
 	all := translate(w.n.desired.Services(), w.n.desired.EndpointSlices(),
 		local{api: netip.AddrPortFrom(w.n.cfg.Address, apiPort), dns: dnsAddr})
+	all = append(all, w.ports...)
 	decision := health.PanicThreshold{}.Decide(w.n.cfg.Name, w.n.gossip.Verdicts())
 	live, withheld := withhold(all, decision)
 	if why := decision.String(); why != w.why {
