@@ -24,9 +24,9 @@ const (
 	gcShare = 7
 	// heapMost is how large the heap may become under load, so long as that leaves leastRoom to mostRoom to be allocated between two collections, and no more than
 	// one part of the machine's memory in roomPart.
-	heapMost  = 224 << 20
+	heapMost  = 192 << 20
 	leastRoom = 64 << 20
-	mostRoom  = 160 << 20
+	mostRoom  = 128 << 20
 	roomPart  = 32
 	// burstOf pods bound at once have waited, as when nodes come: that is soon done, and marking would be a third of what it costs. Pods that are just created
 	// come a few at a time; what stays of them lies scattered among the garbage of as much as there is room for, and those pages never become free.
