@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -88,6 +89,15 @@ func testResize(t *testing.T, c *realCluster) {
 	expect("up", "50000 201326592", "30000 134217728", 0)
 	resize("down, and up with a restart", cpuMemory("50m", "48Mi"), cpuMemory("200m", "96Mi"), 1)
 	expect("down", "25000 150994944", "5000 50331648", 1)
+	whole := appPod("resize-whole") // what no node declares is refused, not left undone
+	has, wants := cpuMemory("100m", "64Mi"), cpuMemory("200m", "64Mi")
+	whole.Spec.Resources = &has
+	next := c.run(whole)
+	next.Spec.Resources = &wants
+	if _, err := c.admin.CoreV1().Pods("default").UpdateResize(t.Context(), next.Name, next, metav1.UpdateOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("resize of a pod as a whole: %v, want that it is forbidden", err)
+	}
+	c.delete("resize-whole", 1)
 	c.event(t, "resize", "Normal ResizeStarted")
 	c.event(t, "resize", "Normal ResizeCompleted")
 	c.event(t, "resize", "Normal Killing Container again resize requires restart")
