@@ -131,14 +131,14 @@ func TestResizePod(t *testing.T) {
 			t.Errorf("calls after a restart: %s", got)
 		}
 		// Less memory than is used is not set, and nothing else either, until less is used.
-		w.rt.Programs["c"] = fakecri.Program{Memory: 20 << 20}
+		w.rt.SetMemory("c", 20<<20)
 		w.setResources("a", cpuMemory("300m", "16Mi"))
 		w.sleep(5 * time.Second)
 		w.expect("a", "allocated 300m, has 200m, restarts 0, [PodResizeInProgress Error], observed true")
 		if !w.rec.has(`ResizeError Pod resize error: cannot decrease memory limits: attempting to set container "c" memory limit (16777216) below current usage (20971520)`) {
 			t.Errorf("events: %v", w.rec.all)
 		}
-		w.rt.Programs["c"] = fakecri.Program{Memory: 10 << 20}
+		w.rt.SetMemory("c", 10<<20)
 		w.sleep(15 * time.Second)
 		w.expect("a", "allocated 300m, has 300m, restarts 0, [], observed true")
 		for _, e := range []string{"ResizeStarted", "ResizeCompleted"} {

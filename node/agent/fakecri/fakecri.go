@@ -25,8 +25,6 @@ type Program struct {
 	ExitCode int32
 	// Term is how long it takes to end after SIGTERM (with code 0); negative: it ignores the signal.
 	Term time.Duration
-	// Memory is how much it uses, in bytes.
-	Memory uint64
 	// StartErr fails StartContainer.
 	StartErr error
 	// Exec answers commands run in the container; nil: they succeed at once.
@@ -49,6 +47,7 @@ type Runtime struct {
 	sandboxes  map[string]*sandbox
 	containers map[string]*container
 	images     map[string]bool
+	memory     map[string]uint64
 	subs       map[chan *runtimeapi.ContainerEventResponse]bool
 	calls      []string
 }
@@ -67,7 +66,7 @@ type container struct {
 
 // New makes an empty runtime that has the given images.
 func New(images ...string) *Runtime {
-	r := &Runtime{Programs: map[string]Program{}, sandboxes: map[string]*sandbox{}, containers: map[string]*container{}, images: map[string]bool{},
+	r := &Runtime{Programs: map[string]Program{}, sandboxes: map[string]*sandbox{}, containers: map[string]*container{}, images: map[string]bool{}, memory: map[string]uint64{},
 		subs: map[chan *runtimeapi.ContainerEventResponse]bool{}}
 	for _, i := range images {
 		r.images[i] = true
@@ -367,7 +366,14 @@ func (r *Runtime) UpdateContainerResources(_ context.Context, id string, res *ru
 	return r.call("update %s %d %d %d", c.Metadata.Name, res.Linux.CpuShares, res.Linux.CpuQuota, res.Linux.MemoryLimitInBytes)
 }
 
-// ContainerStats implements CRI, for memory: each container uses its program's.
+// SetMemory makes the containers of a name use so many bytes.
+func (r *Runtime) SetMemory(name string, used uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.memory[name] = used
+}
+
+// ContainerStats implements CRI, for memory.
 func (r *Runtime) ContainerStats(_ context.Context, id string) (*runtimeapi.ContainerStats, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -375,7 +381,7 @@ func (r *Runtime) ContainerStats(_ context.Context, id string) (*runtimeapi.Cont
 	if c == nil {
 		return nil, notFound(id)
 	}
-	return &runtimeapi.ContainerStats{Memory: &runtimeapi.MemoryUsage{UsageBytes: &runtimeapi.UInt64Value{Value: r.Programs[c.Metadata.Name].Memory}}}, r.down
+	return &runtimeapi.ContainerStats{Memory: &runtimeapi.MemoryUsage{UsageBytes: &runtimeapi.UInt64Value{Value: r.memory[c.Metadata.Name]}}}, r.down
 }
 
 // RemoveContainer implements CRI.
