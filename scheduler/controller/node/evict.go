@@ -22,9 +22,9 @@ type taintRecord struct {
 	since map[string]time.Time    // by key, value and effect of the taint
 	known map[types.UID]time.Time // pods seen on the node -> since when; zero for those that were there first
 	due   map[types.UID]bool      // those that were to go, but not at once
-	// refused are pods whose eviction the API refused, and when: every change of a pod wakes its node, also the one that says why it is to go, and the one that
-	// takes that back after two minutes.
-	refused map[types.UID]time.Time
+	// later is until when pods are left alone whose eviction was done, which the view may not show yet, or refused: every change of a pod wakes its node, also
+	// the one that says why it is to go, and the one that takes that back after two minutes.
+	later map[types.UID]time.Time
 }
 
 func taintID(t *corev1.Taint) string {
@@ -107,13 +107,16 @@ func (c *Controller) syncPods(ctx context.Context, n *corev1.Node, j judgement) 
 			errs = append(errs, c.forceDelete(ctx, pod))
 		case pod.DeletionTimestamp != nil, deadlines[i].IsZero():
 		case !deadlines[i].After(now):
-			if again := c.refusedUntil(n.Name, pod); again.After(now) {
+			if again := c.evictLater(n.Name, pod); again.After(now) {
 				sooner(again)
 				continue
 			}
 			err := c.evict(ctx, pod)
-			if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) {
-				c.noteRefused(n.Name, pod, now)
+			switch {
+			case err == nil:
+				c.leaveAlone(n.Name, pod, now.Add(lag))
+			case apierrors.IsForbidden(err), apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
+				c.leaveAlone(n.Name, pod, now.Add(controller.RetryLongest))
 			}
 			errs = append(errs, err)
 		default:
@@ -126,26 +129,27 @@ func (c *Controller) syncPods(ctx context.Context, n *corev1.Node, j judgement) 
 	return errors.Join(errs...)
 }
 
-// refusedUntil is when an eviction that was refused may be tried again; zero: now.
-func (c *Controller) refusedUntil(node string, pod *corev1.Pod) time.Time {
+// lag is longer than the view takes to show an eviction that was done.
+const lag = 10 * time.Second
+
+// evictLater is when an eviction may be tried again; zero: now.
+func (c *Controller) evictLater(node string, pod *corev1.Pod) time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if rec := c.tainted[node]; rec != nil {
-		if at, was := rec.refused[pod.UID]; was {
-			return at.Add(controller.RetryLongest)
-		}
+		return rec.later[pod.UID]
 	}
 	return time.Time{}
 }
 
-func (c *Controller) noteRefused(node string, pod *corev1.Pod, now time.Time) {
+func (c *Controller) leaveAlone(node string, pod *corev1.Pod, until time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if rec := c.tainted[node]; rec != nil {
-		if rec.refused == nil {
-			rec.refused = map[types.UID]time.Time{}
+		if rec.later == nil {
+			rec.later = map[types.UID]time.Time{}
 		}
-		rec.refused[pod.UID] = now
+		rec.later[pod.UID] = until
 	}
 }
 
@@ -224,7 +228,7 @@ func (c *Controller) deadlines(n *corev1.Node, j judgement, pods []*corev1.Pod) 
 		}
 	}
 	rec.known = known
-	maps.DeleteFunc(rec.refused, func(uid types.UID, _ time.Time) bool { _, there := known[uid]; return !there })
+	maps.DeleteFunc(rec.later, func(uid types.UID, _ time.Time) bool { _, there := known[uid]; return !there })
 	return out, nil
 }
 
