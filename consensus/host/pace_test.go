@@ -143,30 +143,32 @@ func TestPaceGivesBackUnderLessLoad(t *testing.T) {
 		p := pace(d)
 		defer p.set(100) // Go's default
 		sim := process{account: account{live: 60 * mib}, mark: 1}
+		state := func() (percent int, most uint64) { p.mu.Lock(); defer p.mu.Unlock(); return p.now, p.most / mib }
 		run := func(d time.Duration, rate float64) {
 			for end := time.Now().Add(d); time.Now().Before(end); {
 				at := sim.at
-				sim.collect(p.now, rate*mib, 1)
+				percent, _ := state()
+				sim.collect(percent, rate*mib, 1)
 				time.Sleep(sim.at.Sub(at))
 				p.collected(sim.account)
 			}
 		}
-		most := func() uint64 { p.mu.Lock(); defer p.mu.Unlock(); return p.most / mib }
 		run(time.Minute, 600)
-		if most() != 160 {
-			t.Errorf("under load: %d MiB", most())
+		if _, most := state(); most != 160 {
+			t.Errorf("under load: %d MiB", most)
 		}
 		run(12*time.Second, 80) // some 25 MiB
-		if most() >= 80 || p.now <= 25 {
-			t.Errorf("under less load: %d MiB were not given back, now %d %%", most(), p.now)
+		if percent, most := state(); most >= 80 || percent <= 25 {
+			t.Errorf("under less load: %d MiB were not given back, now %d %%", most, percent)
 		}
 		run(time.Minute, 80)
-		if most() == 0 {
+		if _, most := state(); most == 0 {
 			t.Error("memory is given back under a steady load")
 		}
 		time.Sleep(11 * time.Second)
-		if synctest.Wait(); most() != 0 || p.now != 25 {
-			t.Errorf("without load: %d MiB were not given back, now %d %%", most(), p.now)
+		synctest.Wait()
+		if percent, most := state(); most != 0 || percent != 25 {
+			t.Errorf("without load: %d MiB were not given back, now %d %%", most, percent)
 		}
 	})
 }
