@@ -23,8 +23,8 @@ type Pace struct {
 	Percent int
 	// Share is how many percent of the processor time that the rest of the process uses
 	// collecting may take: so much is allocated between two collections, within the bounds of
-	// Percent and Most. A process that uses less than two processors counts as if it used
-	// these: it has processor time to spare. Default 1.
+	// Percent and Most. While a process does little there is processor time to spare: see
+	// spare. Default 1.
 	Share int
 	// BurstFor is how long a call of Burst counts. Default 2 s.
 	BurstFor time.Duration
@@ -37,8 +37,9 @@ type Pace struct {
 	CalmAfter time.Duration
 }
 
-// least is what a process counts as using that uses less, in processors.
-const least = 2.0
+// spare is how many processors a process may have besides what it uses: Share of them the
+// collector may take in any case.
+const spare = 2.0
 
 func (p *Pace) setDefaults() {
 	if p.Percent == 0 {
@@ -90,6 +91,7 @@ type account struct {
 type costs struct {
 	mark      float64 // processor nanoseconds of a collection for each byte in use
 	allocated float64 // bytes for each processor nanosecond that the rest of the process used since the last collection
+	rate      float64 // bytes for each nanosecond since then
 }
 
 // of is what two accounts tell. A process that waits for the processor counts that as used,
@@ -105,19 +107,25 @@ func (c costs) of(was, is account) costs {
 			c.mark += (mark - c.mark) / 8
 		}
 	}
-	c.allocated = float64(is.allocated-was.allocated) / max(float64(is.used-was.used), least*float64(is.at.Sub(was.at)), 1)
+	allocated := float64(is.allocated - was.allocated)
+	c.allocated, c.rate = allocated/max(float64(is.used-was.used), 1), allocated/max(float64(is.at.Sub(was.at)), 1)
 	return c
 }
 
 // room is how many bytes may be allocated until the next collection, with so many in use:
 // as many as are allocated while the process uses what a collection takes, divided by Share.
+// That is much in a process that allocates little, but in little time. So as long as
+// Percent costs no more than Share of the spare processors, it stays at that; from there
+// on room grows with the square of the rate, until it is what the above says.
 func (p Pace) room(c costs, live uint64, burst bool) uint64 {
-	most := p.Most(live)
-	room := most
-	if fair := c.allocated * c.mark * float64(live) * 100 / float64(p.Share); !burst && fair < float64(most) {
-		room = uint64(fair)
+	floor, most := live*uint64(p.Percent)/100, p.Most(live)
+	if burst {
+		return max(floor, most)
 	}
-	return max(room, live*uint64(p.Percent)/100)
+	shares := c.mark * float64(live) * 100 / float64(p.Share) // nanoseconds in which Share of one processor marks all
+	idle := c.rate * shares / spare
+	idle *= idle / max(float64(floor), 1)
+	return max(floor, uint64(min(c.allocated*shares, idle, float64(most))))
 }
 
 // percent is what GOGC has to be for that.

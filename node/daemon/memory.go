@@ -18,14 +18,14 @@ import (
 const (
 	// gcPercent trades a little CPU for memory: an idle node has CPU to spare, and an edge node little memory. An idle leader allocates some
 	// 300 KB a second, so it collects about once in half a minute, for 50 ms.
-	gcPercent = 25
+	gcPercent = 15
 	// gcShare of the CPU that a node uses may go to the collector. A pod's creation allocates some 300 KB in a millisecond, a list of 500 a few MB in five, and
 	// marking 60 MB takes 60 ms.
 	gcShare = 7
 	// heapMost is how large the heap may become under load, so long as that leaves leastRoom to mostRoom to be allocated between two collections, and no more than
 	// one part of the machine's memory in roomPart.
-	heapMost  = 192 << 20
-	leastRoom = 64 << 20
+	heapMost  = 168 << 20
+	leastRoom = 48 << 20
 	mostRoom  = 128 << 20
 	roomPart  = 32
 	// burstOf pods bound at once have waited, as when nodes come: that is soon done, and marking would be a third of what it costs. Pods that are just created
