@@ -58,20 +58,7 @@ func TestRangeLikeEtcd(t *testing.T) {
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewSource(seed))
-	own, _ := open(t, t.TempDir())
-	etcd, _ := open(t, t.TempDir())
-	defer own.Close()
-	defer etcd.Close()
-	if own.keys == nil {
-		t.Fatal("the index of the keys is not found: every page counts all keys")
-	}
-	etcd.keys = nil
-	l, twin := &log{t: t}, &log{t: t}
-	do := func(q *pb.InternalRaftRequest) Result {
-		other := *q
-		l.do(own, Command{Kind: KindRequest, Request: q})
-		return twin.do(etcd, Command{Kind: KindRequest, Request: &other})
-	}
+	own, etcd, l, do := twins(t)
 	put := func(i int, lease int64) {
 		p := &pb.PutRequest{Key: fmt.Appendf(nil, "/k/%04d", i), Value: make([]byte, r.Intn(40)), Lease: lease}
 		if lease == 0 && r.Intn(2) == 0 { // another way

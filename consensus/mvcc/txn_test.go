@@ -73,6 +73,23 @@ func randomTxn(r *rand.Rand, rev int64) *pb.TxnRequest {
 	return q
 }
 
+// twins are two replicas that do the same: own executes all that it can by itself, etcd nothing. l is own's log.
+func twins(t *testing.T) (own, etcd *Machine, l *log, do func(*pb.InternalRaftRequest) (a, b Result)) {
+	t.Helper()
+	own, _ = open(t, t.TempDir())
+	etcd, _ = open(t, t.TempDir())
+	t.Cleanup(func() { own.Close(); etcd.Close() })
+	if own.keys == nil {
+		t.Fatal("the index of the keys is not found: all is left to etcd's code")
+	}
+	etcd.keys = nil
+	l, twin := &log{t: t}, &log{t: t}
+	return own, etcd, l, func(q *pb.InternalRaftRequest) (a, b Result) {
+		other := *q
+		return l.do(own, Command{Kind: KindRequest, Request: q}), twin.do(etcd, Command{Kind: KindRequest, Request: &other})
+	}
+}
+
 // Transactions have the same outcome as with etcd's own code: one replica executes
 // all that it can by itself, the other one none. A snapshot is installed on the way,
 // which replaces the index.
@@ -80,19 +97,7 @@ func TestTxnLikeEtcd(t *testing.T) {
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewSource(seed))
-	own, _ := open(t, t.TempDir())
-	etcd, _ := open(t, t.TempDir())
-	defer own.Close()
-	defer etcd.Close()
-	if own.keys == nil {
-		t.Fatal("the index of the keys is not found: every compare reads the key's value")
-	}
-	etcd.keys = nil
-	l, twin := &log{t: t}, &log{t: t}
-	do := func(q *pb.InternalRaftRequest) (a, b Result) {
-		other := *q
-		return l.do(own, Command{Kind: KindRequest, Request: q}), twin.do(etcd, Command{Kind: KindRequest, Request: &other})
-	}
+	own, etcd, l, do := twins(t)
 	for id := range int64(3) {
 		do(&pb.InternalRaftRequest{LeaseGrant: &pb.LeaseGrantRequest{ID: id + 1, TTL: 1000}})
 	}

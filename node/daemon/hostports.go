@@ -48,12 +48,8 @@ func hostPort(p *corev1.Pod, port *corev1.ContainerPort) (service.Service, bool)
 		return service.Service{}, false
 	}
 	s := service.Service{Name: fmt.Sprintf("%s/%s hostPort %s:%d/%s", p.Namespace, p.Name, port.HostIP, port.HostPort, port.Protocol), ExternalLocal: true}
-	switch port.Protocol {
-	case corev1.ProtocolTCP, "":
-		s.Proto = service.TCP
-	case corev1.ProtocolUDP:
-		s.Proto = service.UDP
-	default:
+	var ok bool
+	if s.Proto, ok = protocol(port.Protocol); !ok {
 		return s, false
 	}
 	if port.HostIP == "" {

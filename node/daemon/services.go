@@ -58,6 +58,17 @@ func translate(svcs []*corev1.Service, slicesIn []*discoveryv1.EndpointSlice, lo
 	return out
 }
 
+// protocol is the datapath's name of one; false when it has none.
+func protocol(p corev1.Protocol) (service.Proto, bool) {
+	switch p {
+	case corev1.ProtocolTCP, "":
+		return service.TCP, true
+	case corev1.ProtocolUDP:
+		return service.UDP, true
+	}
+	return 0, false
+}
+
 // translatePort makes the front ends of one port; false when it has none that the datapath knows.
 func translatePort(svc *corev1.Service, p *corev1.ServicePort) (service.Service, bool) {
 	s := service.Service{
@@ -66,12 +77,8 @@ func translatePort(svc *corev1.Service, p *corev1.ServicePort) (service.Service,
 		ExternalLocal: svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
 		NodePort:      uint16(p.NodePort),
 	}
-	switch p.Protocol {
-	case corev1.ProtocolTCP, "":
-		s.Proto = service.TCP
-	case corev1.ProtocolUDP:
-		s.Proto = service.UDP
-	default:
+	var ok bool
+	if s.Proto, ok = protocol(p.Protocol); !ok {
 		return s, false
 	}
 	if svc.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
