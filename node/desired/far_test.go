@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/rand"
 	"path/filepath"
-	"reflect"
 	"runtime"
 	"testing"
 	"time"
@@ -82,7 +81,7 @@ func TestFarNodes(t *testing.T) {
 		}
 	}
 	again.is("n3")
-	if a := again.Node("n3"); a != again.Node("n3") || !reflect.DeepEqual(a.Labels, want["n3"].Labels) {
+	if a := again.Node("n3"); a != again.Node("n3") || !equality.Semantic.DeepEqual(a.Labels, want["n3"].Labels) {
 		t.Error("its own node is made anew each time")
 	}
 }
