@@ -17,7 +17,7 @@ import (
 
 const (
 	// gcPercent trades a little CPU for memory: an idle node has CPU to spare, and an edge node little memory. An idle leader allocates some
-	// 300 KB a second, so it collects about once in half a minute, for 50 ms.
+	// 300 KB a second, so it collects about three times a minute, for 50 ms.
 	gcPercent = 15
 	// gcShare of the CPU that a node uses may go to the collector. A pod's creation allocates some 300 KB in a millisecond, a list of 500 a few MB in five, and
 	// marking 60 MB takes 60 ms.
